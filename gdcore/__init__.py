@@ -1,0 +1,17 @@
+"""gdcore: gradient descent on linear models and regression heads, fused."""
+
+import pathlib as _pathlib
+
+__version__ = "0.1.0"
+
+# In a checkout kernels/ and bench/ lie beside this package; installed, they lie inside it (see setup.py).
+_here = _pathlib.Path(__file__).parent
+if not (_here / "kernels").is_dir() and (_here.parent / "kernels" / "__init__.py").is_file():
+    __path__.append(str(_here.parent))
+
+from .backends import use_backend
+from .explanation import explain
+from .functional import linear_mse, matmul_mse
+from .modules import LinearMSELoss
+
+__all__ = ["LinearMSELoss", "explain", "linear_mse", "matmul_mse", "use_backend"]

@@ -1,0 +1,126 @@
+"""Who computes: `triton` (CUDA, or interpreted), `cpu` (streaming), `reference` (plain PyTorch). One interface:
+
+forward(input, weight, target, bias, reduction, wanted, plan) -> Forward
+backward(grad_output, input, weight, target, forward, reduction, wanted, plan) -> (d_input, d_weight, d_target, d_bias)
+
+on 2-D tensors: input (N, K), weight (M, K), target (N, M), bias (M,) or None.
+"""
+
+import contextvars
+import functools
+import importlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+NAMES = ("auto", "triton", "cpu", "reference")
+
+
+class Wanted(NamedTuple):
+    """Which gradients are wanted."""
+
+    input: bool = False
+    weight: bool = True
+    target: bool = False
+    bias: bool = False
+
+
+NOTHING = Wanted(False, False, False, False)
+
+
+class Forward(NamedTuple):
+    """What a forward pass leaves for the backward pass. Gradients are for grad_output = 1, in the accumulator's dtype."""
+
+    loss: Tensor  # 0-d, or (N, M) for reduction="none"
+    residual: Tensor | None = None  # (N, M), unscaled
+    grad_weight: Tensor | None = None  # (M, K)
+    grad_bias: Tensor | None = None  # (M,)
+
+
+def _checked(name: str) -> str:
+    if name not in NAMES:
+        raise ValueError(f"{name!r} is not a backend: it must be one of {', '.join(map(repr, NAMES))}")
+    return name
+
+
+_chosen: contextvars.ContextVar[str] = contextvars.ContextVar("gdcore_backend", default=_checked(os.environ.get("GDCORE_BACKEND", "auto")))
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run what is inside with one backend; the environment variable GDCORE_BACKEND sets the default at import.
+
+    Parameters
+    ----------
+    name : {"auto", "triton", "cpu", "reference"}
+        "auto" takes Triton kernels for CUDA tensors (compute capability 8.0 or later), the streaming path for
+        CPU tensors, and stock PyTorch for everything else. "triton" accepts CPU tensors only when Triton's
+        interpreter is on (TRITON_INTERPRET=1).
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown.
+    RuntimeError
+        At the call that it concerns, if the backend cannot take the tensors' device.
+    """
+    token = _chosen.set(_checked(name))
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+@functools.cache
+def triton_is_there() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def interpreting() -> bool:
+    """Whether kernels run in Triton's interpreter. Triton decides when a kernel is decorated, so once."""
+    if not triton_is_there():
+        return False
+    from gdcore.kernels.common import INTERPRET
+
+    return bool(INTERPRET.value)
+
+
+@functools.cache
+def _kernels_run_on(device: torch.device) -> bool:
+    return triton_is_there() and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def backend_for(device: torch.device) -> str:
+    """The name of the backend that computes for tensors on this device."""
+    chosen = _chosen.get()
+    kind = device.type
+    if chosen == "auto":
+        if kind == "cpu":
+            return "cpu"
+        return "triton" if kind == "cuda" and _kernels_run_on(device) else "reference"
+    if chosen == "cpu" and kind != "cpu":
+        raise RuntimeError(f"the cpu backend was asked for, but the tensors are on {device}: move them, or use_backend('auto')")
+    if chosen == "triton":
+        if not triton_is_there():
+            raise RuntimeError("the triton backend was asked for, but Triton is not installed: pip install triton")
+        if kind == "cpu" and not interpreting():
+            raise RuntimeError(
+                "the triton backend was asked for, but the tensors are on the CPU: move them to a CUDA device, "
+                "or set TRITON_INTERPRET=1 before Python starts to check the kernels in the interpreter"
+            )
+        if kind not in ("cpu", "cuda"):
+            raise RuntimeError(f"the triton backend was asked for, but the tensors are on {device}: it takes CUDA tensors")
+    return chosen
+
+
+@functools.cache
+def load(name: str) -> ModuleType:
+    """The backend's module; Triton is imported only here."""
+    return importlib.import_module(f".{name}", __name__)

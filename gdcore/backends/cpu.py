@@ -1,0 +1,195 @@
+"""The streaming CPU path: rows in cache-sized blocks, one worker a core, loss and weight gradient in one read of the data.
+
+A block's residual lives in a buffer that stays in cache: E = X Wᵀ − (Y − b) by one `addmm`, its square by `dot`, and EᵀX
+added to the worker's own gradient. Nothing of size N x M is made unless a later product needs the residual. Workers own
+contiguous ranges of rows and their sums are added in order, so a run repeats bitwise for a given number of threads.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from . import Forward, Wanted
+from .. import plan as planning
+
+_T = TypeVar("_T")
+_DOT_LENGTH = 1 << 15  # a float32 dot product loses digits beyond this many terms
+
+_pools: dict[int, ThreadPoolExecutor] = {}
+_pools_lock = threading.Lock()
+
+
+def _pool(workers: int) -> ThreadPoolExecutor:
+    """A pool whose threads run torch on one core each."""
+    with _pools_lock:
+        if workers not in _pools:
+            everyone_is_here = threading.Barrier(workers)
+            pool = ThreadPoolExecutor(workers, "gdcore", initializer=torch.set_num_threads, initargs=(1,))
+            list(pool.map(lambda _: everyone_is_here.wait(), range(workers)))
+            torch.set_num_threads(workers)  # the initializers also set what threads started later would take
+            _pools[workers] = pool
+        return _pools[workers]
+
+
+os.register_at_fork(after_in_child=_pools.clear)  # a forked child has the pool but not its threads
+
+
+def _over_rows(job: Callable[[int, int, int], _T], rows: int, block: int) -> list[_T]:
+    """job(start, stop, block) over contiguous ranges of whole blocks, one range a core; results in order."""
+    workers = torch.get_num_threads()
+    blocks = -(-rows // block)
+    if workers == 1 or blocks == 1:
+        return [_quietly(job, 0, rows, block)]
+    span = -(-blocks // workers) * block
+    ranges = [(start, min(start + span, rows)) for start in range(0, rows, span)]
+    futures = [_pool(workers).submit(_quietly, job, start, stop, block) for start, stop in ranges]
+    return [future.result() for future in futures]
+
+
+def _quietly(job: Callable[[int, int, int], _T], start: int, stop: int, block: int) -> _T:
+    """Grad mode and autocast belong to a thread: here neither may record or cast."""
+    with torch.no_grad():
+        if torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return job(start, stop, block)
+        return job(start, stop, block)
+
+
+class _Widener:
+    """Row blocks of a tensor in a given dtype: the rows themselves, or a copy in one reused buffer."""
+
+    def __init__(self, tensor: Tensor, dtype: torch.dtype, block: int) -> None:
+        self.tensor = tensor
+        self.buffer = None if tensor.dtype is dtype else torch.empty(block, tensor.shape[1], dtype=dtype)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        rows = self.tensor[start:stop]
+        return rows if self.buffer is None else self.buffer[: stop - start].copy_(rows)
+
+
+def _sum_of_squares(residual: Tensor) -> float:
+    flat = residual.view(-1)
+    if flat.numel() <= _DOT_LENGTH:
+        return torch.dot(flat, flat).item()
+    return sum(torch.dot(part, part).item() for part in flat.split(_DOT_LENGTH))
+
+
+def forward(
+    input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, reduction: str, wanted: Wanted, plan: planning.Plan
+) -> Forward:
+    n, m = target.shape
+    k = weight.shape[1]
+    dtype, loss_dtype = planning.accumulator_dtype(input.dtype), torch.promote_types(input.dtype, target.dtype)
+    weight_t, bias = weight.to(dtype).t(), None if bias is None else bias.to(dtype)
+    residual = torch.empty(n, m, dtype=loss_dtype) if plan.store_residual else None
+    squares = torch.empty(n, m, dtype=loss_dtype) if reduction == "none" else None
+    want_weight, want_bias = plan.grad_in_forward and wanted.weight, plan.grad_in_forward and wanted.bias
+
+    def stream(start: int, stop: int, block: int) -> tuple[float, Tensor | None, Tensor | None]:
+        total = 0.0
+        grad_weight = torch.zeros(m, k, dtype=dtype) if want_weight else None
+        grad_bias = torch.zeros(m, dtype=dtype) if want_bias else None
+        block = min(block, stop - start)
+        buffer = torch.empty(block, m, dtype=dtype)
+        x_rows = _Widener(input, dtype, block)
+        for first in range(start, stop, block):
+            last = min(first + block, stop)
+            x, e = x_rows.rows(first, last), buffer[: last - first]
+            if bias is None:
+                e.copy_(target[first:last])
+            else:
+                torch.sub(target[first:last], bias, out=e)
+            e.addmm_(x, weight_t, beta=-1)
+            if squares is None:
+                total += _sum_of_squares(e)
+            else:
+                torch.mul(e, e, out=squares[first:last]) if loss_dtype is dtype else squares[first:last].copy_(e * e)
+            if residual is not None:
+                residual[first:last] = e
+            if grad_weight is not None:
+                grad_weight.addmm_(e.t(), x)
+            if grad_bias is not None:
+                grad_bias.add_(e.sum(0))
+        return total, grad_weight, grad_bias
+
+    parts = _over_rows(stream, n, plan.block_rows)
+    if squares is not None:
+        return Forward(squares, residual)
+    scale = 1 / (n * m) if reduction == "mean" else 1.0
+    loss = torch.tensor(sum(total for total, _, _ in parts) * scale, dtype=loss_dtype)
+    _, grad_weight, grad_bias = parts[0]
+    for _, more_weight, more_bias in parts[1:]:
+        if grad_weight is not None:
+            grad_weight.add_(more_weight)
+        if grad_bias is not None:
+            grad_bias.add_(more_bias)
+    for gradient in (grad_weight, grad_bias):
+        if gradient is not None:
+            gradient.mul_(2 * scale)
+    return Forward(loss, residual, grad_weight, grad_bias)
+
+
+def backward(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    saved: Forward,
+    reduction: str,
+    wanted: Wanted,
+    plan: planning.Plan,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    n, m = target.shape
+    scale = 2 / (n * m) if reduction == "mean" else 2.0
+    grad_weight = grad_bias = None
+    if saved.grad_weight is not None:
+        grad_weight = (saved.grad_weight * grad_output).to(weight.dtype)
+    if saved.grad_bias is not None:
+        grad_bias = (saved.grad_bias * grad_output).to(weight.dtype)
+    missing = Wanted(wanted.input, wanted.weight and grad_weight is None, wanted.target, wanted.bias and grad_bias is None)
+    if not any(missing):
+        return None, grad_weight, None, grad_bias
+
+    dtype = planning.accumulator_dtype(input.dtype)
+    wide_weight = weight.to(dtype) if wanted.input else None
+    grad_input = torch.empty(n, weight.shape[1], dtype=input.dtype) if wanted.input else None
+    grad_target = torch.empty(n, m, dtype=target.dtype) if wanted.target else None
+    upstream = scale * grad_output.item() if grad_output.dim() == 0 else None
+
+    def stream(start: int, stop: int, block: int) -> tuple[Tensor | None, Tensor | None]:
+        part_weight = torch.zeros_like(weight, dtype=dtype) if missing.weight else None
+        part_bias = torch.zeros(m, dtype=dtype) if missing.bias else None
+        block = min(block, stop - start)
+        buffer = torch.empty(block, m, dtype=dtype)
+        x_rows = _Widener(input, dtype, block) if missing.weight else None
+        for first in range(start, stop, block):
+            last = min(first + block, stop)
+            g = buffer[: last - first]
+            if upstream is not None:
+                torch.mul(saved.residual[first:last].to(dtype), upstream, out=g)
+            else:
+                torch.mul(saved.residual[first:last].to(dtype), grad_output[first:last].to(dtype), out=g).mul_(scale)
+            if grad_input is not None:
+                if grad_input.dtype is dtype:
+                    torch.mm(g, wide_weight, out=grad_input[first:last])
+                else:
+                    grad_input[first:last] = g @ wide_weight
+            if part_weight is not None:
+                part_weight.addmm_(g.t(), x_rows.rows(first, last))
+            if part_bias is not None:
+                part_bias.add_(g.sum(0))
+            if grad_target is not None:
+                grad_target[first:last] = g.neg_()
+        return part_weight, part_bias
+
+    parts = _over_rows(stream, n, plan.block_rows)
+    if missing.weight:
+        grad_weight = torch.stack([part for part, _ in parts]).sum(0).to(weight.dtype)
+    if missing.bias:
+        grad_bias = torch.stack([part for _, part in parts]).sum(0).to(weight.dtype)
+    return grad_input, grad_weight, grad_target, grad_bias

@@ -1,0 +1,51 @@
+"""What a plan needs to know of a device, as plain numbers: no GPU is needed to plan for one."""
+
+import functools
+from typing import NamedTuple
+
+import torch
+
+
+class Device(NamedTuple):
+    """A device as a plan sees it. Rates are floating-point operations a second by dtype; bandwidth is read + write, bytes a second."""
+
+    name: str
+    kind: str  # "cpu" or "cuda"
+    architecture: int = 0  # 80, 90 or 100: the table of configurations that applies
+    sms: int = 0  # multiprocessors, or threads of a CPU
+    shared_memory: int = 0  # bytes a program may ask for
+    bandwidth: float = 0.0
+    rates: tuple[tuple[torch.dtype | str, float], ...] = ()
+
+    def rate(self, dtype: torch.dtype, input_precision: str) -> float:
+        return dict(self.rates)["tf32" if input_precision == "tf32" else dtype]
+
+
+def _cuda(name: str, architecture: int, sms: int, shared: int, bandwidth: float, fp64: float, fp32: float, tf32: float, half: float) -> Device:
+    rates = ((torch.float64, fp64), (torch.float32, fp32), ("tf32", tf32), (torch.float16, half), (torch.bfloat16, half))
+    return Device(name, "cuda", architecture, sms, shared, bandwidth, rates)
+
+
+CPU = Device("CPU", "cpu", sms=1)  # sms: threads
+# Bandwidth and the half-precision rate of the H200 were measured; the others are the vendors' figures less the same fraction.
+A100 = _cuda("A100", 80, 108, 166_912, 1.75e12, 17e12, 17e12, 120e12, 250e12)
+H200 = _cuda("H200", 90, 132, 232_448, 4.3e12, 52e12, 52e12, 390e12, 780e12)
+B200 = _cuda("B200", 100, 148, 232_448, 6.9e12, 33e12, 60e12, 870e12, 1750e12)
+INTERPRETED = H200._replace(name="interpreter", sms=2)
+KNOWN = {device.architecture: device for device in (A100, H200, B200)}
+
+
+def describe(device: torch.device, interpreted: bool = False) -> Device:
+    """The device that tensors are on; kernels that are interpreted on a CPU are planned as for a small H200."""
+    if device.type == "cuda":
+        return _describe_cuda(device)
+    return INTERPRETED if interpreted else CPU._replace(sms=torch.get_num_threads())
+
+
+@functools.cache
+def _describe_cuda(device: torch.device) -> Device:
+    properties = torch.cuda.get_device_properties(device)
+    architecture = max(a for a in KNOWN if a <= properties.major * 10 + properties.minor)
+    return KNOWN[architecture]._replace(
+        name=properties.name, sms=properties.multi_processor_count, shared_memory=properties.shared_memory_per_block_optin
+    )

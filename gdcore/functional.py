@@ -1,0 +1,156 @@
+"""What the user calls: linear + mean squared error in one step, in place of two stock ones."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.overrides import handle_torch_function, has_torch_function
+
+from . import ops
+from .autograd import LinearMSE, run_forward
+from .backends import NOTHING, Wanted, backend_for, load, reference
+from .explanation import plan_of
+from .plan import stock_wins_on_cpu
+from .validation import check_linear_mse, check_matmul_mse
+
+
+def linear_mse(input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None, *, reduction: str = "mean") -> Tensor:
+    """``F.mse_loss(F.linear(input, weight, bias), target)``, with loss and weight gradient from one read of the data.
+
+    Parameters
+    ----------
+    input : Tensor (..., K)
+        float64, float32, float16 or bfloat16, any strides; leading dimensions are flattened to N rows.
+    weight : Tensor (M, K)
+        Of input's dtype.
+    target : Tensor (..., M)
+        Of any floating dtype; must have exactly the shape of the prediction. It is never broadcast.
+    bias : Tensor (M,), optional
+        Of input's dtype.
+    reduction : {"mean", "sum", "none"}
+
+    Returns
+    -------
+    Tensor
+        0-d, or (..., M) for "none"; dtype, gradient dtypes and autocast behaviour are stock's.
+
+    Raises
+    ------
+    ValueError
+        Unknown reduction; target of another shape than the prediction.
+    RuntimeError
+        Shapes that cannot be multiplied; dtypes or devices that differ.
+    NotImplementedError (a RuntimeError)
+        Integer, complex or sparse tensors.
+    TypeError
+        Arguments that are not tensors.
+
+    Notes
+    -----
+    With E = X Wᵀ + b − Y, formed in float32 (float64 for float64) from the product's accumulator, never from a rounded
+    prediction: L = mean(E²), dW = c EᵀX, db = c Σₙ E, dX = c E W, dY = −c E, c = 2 grad_output / (N M).
+    Gradients flow to any subset of input, weight, target and bias, and only the wanted ones are computed; under
+    ``torch.no_grad()`` only the loss is. Nothing is modified. Double backward works. Results are bitwise the same from
+    run to run. Bytes moved when only weight and bias want a gradient and the shape is skinny: N (K + M) numbers, once;
+    ``gdcore.explain`` predicts them for any shape.
+    """
+    if has_torch_function((input, weight, target, bias)):
+        return handle_torch_function(
+            linear_mse, (input, weight, target, bias), input, weight, target, bias, reduction=reduction
+        )
+    input, weight, target, bias = _autocast(input, weight, target, bias)
+    check_linear_mse(input, weight, target, bias, reduction)
+    if _is_stocks(input, weight, target, bias, reduction):
+        return reference.linear_mse(input, weight, target, bias, reduction)
+    return _fused(input, weight, target, bias, reduction)
+
+
+def matmul_mse(x: Tensor, a: Tensor, y: Tensor, *, reduction: str = "mean") -> Tensor:
+    """``((x @ a - y) ** 2).mean()``: linear_mse in the lesson's words.
+
+    Parameters
+    ----------
+    x : Tensor (..., K)
+    a : Tensor (K,) or (K, M)
+        Of x's dtype.
+    y : Tensor (...) or (..., M)
+        Exactly the shape of ``x @ a``.
+    reduction : {"mean", "sum", "none"}
+
+    Returns
+    -------
+    Tensor
+        0-d, or of y's shape for "none".
+
+    Raises
+    ------
+    ValueError, RuntimeError, NotImplementedError, TypeError
+        As linear_mse. Nothing is modified; bytes moved and determinism are linear_mse's.
+    """
+    if has_torch_function((x, a, y)):
+        return handle_torch_function(matmul_mse, (x, a, y), x, a, y, reduction=reduction)
+    x, a, y, _ = _autocast(x, a, y, None)
+    check_matmul_mse(x, a, y, reduction)
+    if _is_stocks(x, a, y, None, reduction):
+        return reference.matmul_mse(x, a, y, reduction)
+    if a.dim() == 2:
+        return _fused(x, a.t(), y, None, reduction)
+    loss = _fused(x, a.unsqueeze(0), y.unsqueeze(-1), None, reduction)
+    return loss.squeeze(-1) if reduction == "none" else loss
+
+
+def _autocast(input: Any, weight: Any, target: Any, bias: Any) -> tuple[Any, Any, Any, Any]:
+    """What autocast does to the stock pair: the product in autocast's dtype, the loss in float32 at least.
+
+    A float64 target of a narrower input makes the loss float64, as in stock; then all is computed in float64.
+    """
+    if isinstance(input, Tensor) and torch.is_autocast_enabled(input.device.type):
+        lower = torch.get_autocast_dtype(input.device.type)
+        input, weight, bias = (_cast(t, lower) for t in (input, weight, bias))
+        if isinstance(target, Tensor) and target.dtype in (torch.float16, torch.bfloat16):
+            target = target.float()
+    if isinstance(target, Tensor) and target.dtype is torch.float64 and getattr(input, "dtype", None) is not torch.float64:
+        input, weight, bias = (_cast(t, torch.float64) for t in (input, weight, bias))
+    return input, weight, target, bias
+
+
+def _cast(tensor: Any, dtype: torch.dtype) -> Any:
+    eligible = isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype is not torch.float64
+    return tensor.to(dtype) if eligible else tensor
+
+
+def _is_stocks(input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, reduction: str) -> bool:
+    """Whether the stock composition computes this: tiny, empty, or in a mode that kernels do not know."""
+    elements, outputs = input.numel(), target.numel()
+    if torch.compiler.is_compiling():
+        return input.device.type == "cpu" and stock_wins_on_cpu(elements + outputs, input.dtype, target.dtype, reduction)
+    backend = backend_for(input.device)
+    return (
+        (backend == "cpu" and stock_wins_on_cpu(elements + outputs, input.dtype, target.dtype, reduction))
+        or backend == "reference"
+        or elements == 0
+        or outputs == 0
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or not (type(input) in _PLAIN and type(weight) in _PLAIN and type(target) in _PLAIN and type(bias) in _PLAIN)
+    )
+
+
+_PLAIN = (Tensor, torch.nn.Parameter, type(None))
+
+
+def _fused(input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, reduction: str) -> Tensor:
+    wanted = NOTHING
+    if torch.is_grad_enabled():
+        wanted = Wanted(
+            input.requires_grad, weight.requires_grad, target.requires_grad, bias is not None and bias.requires_grad
+        )
+    if torch.compiler.is_compiling():
+        return ops.linear_mse(input, weight, target, bias, reduction, *wanted)[0]
+    name = backend_for(input.device)
+    plan = plan_of(name, input, weight, target, bias, reduction, wanted)
+    if not any(wanted):
+        loss = run_forward(load(name), input, weight, target, bias, reduction, wanted, plan).loss
+        return loss.view(target.shape) if reduction == "none" else loss
+    return LinearMSE.apply(input, weight, target, bias, reduction, wanted, plan, load(name))

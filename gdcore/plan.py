@@ -1,0 +1,226 @@
+"""Which path computes a given shape, what it moves and why: a pure function, so it can be tested and read without a GPU."""
+
+import dataclasses
+import functools
+
+import torch
+
+from .backends import Wanted
+from .devices import CPU, Device
+from .kernels import configs
+from .kernels.configs import Config
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Plan:
+    """A decision and its predicted cost. Bytes and FLOPs are of forward and backward together, and predictions, not measurements."""
+
+    backend: str
+    path: str
+    why: str
+    device: Device
+    n: int
+    k: int
+    m: int
+    dtype: torch.dtype = torch.float32
+    store_residual: bool = False  # E is written for a later product
+    grad_in_forward: bool = False  # the pass that reads the data for the loss also forms dW and db
+    config: Config | None = None
+    programs: int = 0  # persistent programs of a one-pass kernel
+    input_config: Config | None = None  # of the product dX = E W
+    weight_config: Config | None = None  # of the product dW = Eᵀ X
+    split: int = 1  # parts of N in the product dW
+    input_precision: str = "ieee"
+    block_rows: int = 0  # rows a CPU worker holds in cache
+    bytes_read: int = 0
+    bytes_written: int = 0
+    flops: int = 0
+    workspace_bytes: int = 0
+
+    @property
+    def floor_seconds(self) -> float | None:
+        """The larger of bytes over bandwidth and FLOPs over rate: no version runs much faster. None for a CPU."""
+        if self.device.kind != "cuda":
+            return None
+        return max(self.memory_seconds, self.compute_seconds)
+
+    @property
+    def memory_seconds(self) -> float:
+        return (self.bytes_read + self.bytes_written) / self.device.bandwidth
+
+    @property
+    def compute_seconds(self) -> float:
+        return self.flops / self.device.rate(self.dtype, self.input_precision)
+
+
+def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, float32 for everything narrower."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+@functools.lru_cache(maxsize=4096)
+def plan_for(
+    n: int,
+    k: int,
+    m: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    target_dtype: torch.dtype | None = None,
+    wanted: Wanted = Wanted(),  # noqa: B008  (an immutable tuple)
+    reduction: str = "mean",
+    device: Device = CPU,
+    contiguous: bool = True,
+    has_bias: bool = False,
+    input_precision: str = "ieee",
+) -> Plan:
+    """The plan for input (n, k), weight (m, k), target (n, m).
+
+    Parameters
+    ----------
+    wanted : Wanted
+        Which gradients are wanted.
+    device : Device
+        From gdcore.devices: `CPU`, `H200`, ... or `describe(tensor.device)`.
+    contiguous : bool
+        Whether the rows of input and target lie one after another.
+    input_precision : {"ieee", "tf32"}
+        How float32 products are computed on CUDA.
+    """
+    plan = Plan("cpu" if device.kind == "cpu" else "triton", "", "", device, n, k, m, dtype=dtype, input_precision=input_precision)
+    target_dtype = target_dtype or dtype
+    plan = (_cpu if device.kind == "cpu" else _cuda)(plan, target_dtype, wanted, reduction, contiguous)
+    return _with_cost(plan, target_dtype, wanted, reduction, has_bias)
+
+
+_STOCK_NUMBERS = 1 << 15  # below this many numbers a CPU call is all the cost, and stock's is the cheapest
+_BLOCK_BYTES = 3 << 20  # a CPU block of X, Y and E: half of it is in a core's share of the last cache, the rest streams
+_LEAST_ROWS = 2048  # fewer rows make poor matrix products
+_MOST_RESIDUAL_BYTES = 64 << 20  # of one block's residual, whatever M is
+
+
+def stock_wins_on_cpu(numbers: int, dtype: torch.dtype, target_dtype: torch.dtype, reduction: str) -> bool:
+    """Whether stock is the fastest correct path on a CPU for so many numbers of input and target.
+
+    Never for half types: stock rounds the prediction before it subtracts the target.
+    """
+    if dtype is not target_dtype or (dtype is not torch.float32 and dtype is not torch.float64):
+        return False
+    return numbers <= _STOCK_NUMBERS or reduction == "none"
+
+
+def _cpu(plan: Plan, target_dtype: torch.dtype, wanted: Wanted, reduction: str, contiguous: bool) -> Plan:
+    n, k, m, dtype = plan.n, plan.k, plan.m, plan.dtype
+    if stock_wins_on_cpu(n * (k + m), dtype, target_dtype, reduction):
+        why = 'reduction="none" makes an N x M result anyway' if reduction == "none" else "so few numbers that the call is all the cost"
+        return dataclasses.replace(plan, path="stock", why=why)
+    size = accumulator_dtype(dtype).itemsize
+    rows = max(_LEAST_ROWS, _BLOCK_BYTES // (size * (k + 2 * m)))
+    rows = min(rows, max(64, _MOST_RESIDUAL_BYTES // (size * m)))
+    scalar = reduction != "none"
+    later = wanted.input or wanted.target or (not scalar and (wanted.weight or wanted.bias))
+    return dataclasses.replace(
+        plan,
+        path="streaming",
+        why="rows in cache-sized blocks: loss and weight gradient from one read of the data, no N x M temporary"
+        + (", but the residual is kept for the product that needs it" if later else ""),
+        block_rows=rows,
+        store_residual=later,
+        grad_in_forward=scalar,
+    )
+
+
+def _cuda(plan: Plan, target_dtype: torch.dtype, wanted: Wanted, reduction: str, contiguous: bool) -> Plan:
+    n, k, m, dtype, device = plan.n, plan.k, plan.m, plan.dtype, plan.device
+    scalar = reduction != "none"
+    later = wanted.input or wanted.target or (not scalar and (wanted.weight or wanted.bias))
+    family, why = _one_pass_family(k, m, contiguous) if scalar else (None, "")
+    if family is not None:
+        config = configs.one_pass_config(family, device.architecture, dtype, k, m)
+        tiles = -(-n // configs.rows_per_tile(family, config, k, dtype))
+        programs = max(1, min(tiles, device.sms * config.programs_per_sm))
+        return dataclasses.replace(
+            plan, path=family, why=why, config=config, programs=programs, store_residual=later, grad_in_forward=True
+        )
+
+    config, input_config, weight_config = (
+        _fit(configs.product_config(name, device.architecture, dtype, n, k, m), device, dtype)
+        for name in ("forward", "backward_input", "backward_weight")
+    )
+    plan = dataclasses.replace(
+        plan,
+        config=config,
+        input_config=input_config,
+        weight_config=weight_config,
+        split=configs.default_split(n, k, m, weight_config, device.sms),
+        store_residual=any(wanted),
+    )
+    size = dtype.itemsize
+    arithmetic = 2 * n * k * m / device.rate(dtype, plan.input_precision)
+    traffic = size * (n * k + 2 * n * m + m * k) / device.bandwidth
+    if scalar and target_dtype is dtype and arithmetic > traffic:
+        why = "the products are limited by arithmetic, where the library's are the fastest: it forms E in its epilogue, one fused pass sums it"
+        return dataclasses.replace(plan, path="library", why=why)
+    why = "the products are limited by memory: the loss and the residual are formed in the product's epilogue, the prediction is never stored"
+    if not scalar:
+        why = 'reduction="none": the squares are formed in the product\'s epilogue'
+    return dataclasses.replace(plan, path="tiled", why=why)
+
+
+def _one_pass_family(k: int, m: int, contiguous: bool) -> tuple[str | None, str]:
+    """The one-pass kernel for a skinny shape, or None."""
+    once = "loss and gradient from one read of the data: "
+    if contiguous and k <= 16 and m <= 4 and k * m <= 32:
+        return "one_pass_rows", once + "a thread owns whole rows"
+    if k <= 256 and m <= 4:
+        return "one_pass_vector", once + "a tile of rows, sums kept per element"
+    if k <= 256 and m <= 16:
+        return "one_pass_dot", once + "both products from tiles in registers"
+    return None, ""
+
+
+def _fit(config: Config, device: Device, dtype: torch.dtype) -> Config:
+    """Fewer stages where a device of the same generation has less shared memory than the one the table was made for."""
+    stage = dtype.itemsize * (config.block_n * config.block_k + config.block_k * config.block_m + config.block_n * config.block_m)
+    while config.num_stages > 1 and stage * config.num_stages > device.shared_memory:
+        config = dataclasses.replace(config, num_stages=config.num_stages - 1)
+    return config
+
+
+def _with_cost(plan: Plan, target_dtype: torch.dtype, wanted: Wanted, reduction: str, has_bias: bool) -> Plan:
+    """Bytes and FLOPs of forward and backward, each operand counted once per pass over it."""
+    n, k, m = plan.n, plan.k, plan.m
+    x, y, w = n * k * plan.dtype.itemsize, n * m * target_dtype.itemsize, (m * k + has_bias * m) * plan.dtype.itemsize
+    accumulator = accumulator_dtype(plan.dtype).itemsize
+    e = n * m * torch.promote_types(plan.dtype, target_dtype).itemsize
+    gradients = wanted.weight * m * k + wanted.bias * m
+    products = 1 + wanted.input + wanted.weight
+    read, written, workspace = x + y + w, (e if reduction == "none" else 0), 0
+    if plan.path == "stock":  # prediction; loss; its gradient; the products that the chain rule asks for
+        read += e + y + (e + y) * any(wanted) + (x + e) * wanted.weight + (w + e) * wanted.input
+        written += e + e * any(wanted)
+        workspace = 2 * e
+    else:
+        if plan.store_residual:
+            written += e
+            workspace += e
+        if plan.path == "library":  # addmm starts from a copy of the target, and E is read once more for the loss
+            read, written = read + 2 * e, written + e
+        if wanted.weight and not plan.grad_in_forward:
+            read += x + e
+        if wanted.input:
+            read += e + w
+        if wanted.target:
+            read += e
+        partial = (1 + gradients) * accumulator
+        if plan.path.startswith("one_pass") and plan.programs > 1:
+            workspace += plan.programs * partial
+            read, written = read + plan.programs * partial, written + plan.programs * partial
+        if plan.path in ("tiled", "library") and wanted.weight and plan.split > 1:
+            parts = plan.split * m * k * accumulator
+            workspace, read, written = workspace + parts, read + parts, written + parts
+        if plan.path == "streaming":
+            workspace += plan.device.sms * accumulator * (min(plan.block_rows, n) * m + gradients)
+    written += x * wanted.input + y * wanted.target + gradients * plan.dtype.itemsize
+    return dataclasses.replace(
+        plan, bytes_read=read, bytes_written=written, workspace_bytes=workspace, flops=products * 2 * n * k * m + 3 * n * m
+    )
