@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from . import autocast
 from .backends import Forward, Wanted, reference
 from .plan import Plan
 
@@ -29,28 +30,41 @@ class LinearMSE(torch.autograd.Function):
         if torch.is_grad_enabled():
             if weight._version != weight_version or (bias is not None and bias._version != bias_version):
                 raise RuntimeError(
-                    "weight or bias was modified by an inplace operation between the forward pass and a backward pass with create_graph=True"
+                    "weight or bias has been modified by an inplace operation since the forward pass, so this "
+                    "backward pass cannot record a graph (create_graph=True)"
                 )
             gradients = differentiable_gradients(grad_output, input, weight, target, bias, ctx.reduction, ctx.wanted)
         else:
             saved = Forward(None, residual, grad_weight, grad_bias)  # type: ignore[arg-type]
-            gradients = run_backward(ctx.backend, grad_output, input, weight, target, saved, ctx.reduction, ctx.wanted, ctx.plan)
+            gradients = run_backward(
+                ctx.backend, grad_output, input, weight, target, saved, ctx.reduction, ctx.wanted, ctx.plan
+            )
         return *gradients, None, None, None, None
 
 
-def run_forward(backend, input, weight, target, bias, reduction: str, wanted: Wanted, plan: Plan) -> Forward:
+def run_forward(backend, input, weight, target, bias, reduction: str, wanted: Wanted, plan: Plan | None) -> Forward:
     """A backend's forward pass on tensors of any leading dimensions."""
-    return backend.forward(_rows(input), weight, _rows(target), bias, reduction, wanted, plan)
+    with autocast.off(input):
+        return backend.forward(_rows(input), weight, _rows(target), bias, reduction, wanted, plan)
 
 
 def run_backward(
-    backend, grad_output: Tensor, input: Tensor, weight: Tensor, target: Tensor, saved: Forward, reduction: str, wanted: Wanted, plan: Plan
+    backend,
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    saved: Forward,
+    reduction: str,
+    wanted: Wanted,
+    plan: Plan | None,
 ) -> Gradients:
     """A backend's backward pass; gradients have the shapes of what they belong to."""
     upstream = _rows(grad_output) if reduction == "none" else grad_output
-    d_input, d_weight, d_target, d_bias = backend.backward(
-        upstream, _rows(input), weight, _rows(target), saved, reduction, wanted, plan
-    )
+    with autocast.off(input):
+        d_input, d_weight, d_target, d_bias = backend.backward(
+            upstream, _rows(input), weight, _rows(target), saved, reduction, wanted, plan
+        )
     return (
         None if d_input is None else d_input.view(input.shape),
         d_weight,
@@ -60,19 +74,18 @@ def run_backward(
 
 
 def differentiable_gradients(
-    grad_output: Tensor, input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, reduction: str, wanted: Wanted
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    reduction: str,
+    wanted: Wanted,
 ) -> Gradients:
     """The same gradients from differentiable operations, for create_graph=True."""
-    flat = [_rows(input), weight, _rows(target), bias]
-    saved = reference.forward(*flat, "none", Wanted(True, True, True, True))
-    upstream = _rows(grad_output) if reduction == "none" else grad_output
-    d_input, d_weight, d_target, d_bias = reference.backward(upstream, *flat[:3], saved, reduction, wanted)
-    return (
-        None if d_input is None else d_input.view(input.shape),
-        d_weight,
-        None if d_target is None else d_target.view(target.shape),
-        d_bias,
-    )
+    everything = Wanted(True, True, True, True)
+    saved = run_forward(reference, input, weight, target, bias, "none", everything, None)
+    return run_backward(reference, grad_output, input, weight, target, saved, reduction, wanted, None)
 
 
 def _rows(tensor: Tensor) -> Tensor:

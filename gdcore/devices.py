@@ -21,8 +21,24 @@ class Device(NamedTuple):
         return dict(self.rates)["tf32" if input_precision == "tf32" else dtype]
 
 
-def _cuda(name: str, architecture: int, sms: int, shared: int, bandwidth: float, fp64: float, fp32: float, tf32: float, half: float) -> Device:
-    rates = ((torch.float64, fp64), (torch.float32, fp32), ("tf32", tf32), (torch.float16, half), (torch.bfloat16, half))
+def _cuda(
+    name: str,
+    architecture: int,
+    sms: int,
+    shared: int,
+    bandwidth: float,
+    fp64: float,
+    fp32: float,
+    tf32: float,
+    half: float,
+) -> Device:
+    rates = (
+        (torch.float64, fp64),
+        (torch.float32, fp32),
+        ("tf32", tf32),
+        (torch.float16, half),
+        (torch.bfloat16, half),
+    )
     return Device(name, "cuda", architecture, sms, shared, bandwidth, rates)
 
 
@@ -47,5 +63,7 @@ def _describe_cuda(device: torch.device) -> Device:
     properties = torch.cuda.get_device_properties(device)
     architecture = max(a for a in KNOWN if a <= properties.major * 10 + properties.minor)
     return KNOWN[architecture]._replace(
-        name=properties.name, sms=properties.multi_processor_count, shared_memory=properties.shared_memory_per_block_optin
+        name=properties.name,
+        sms=properties.multi_processor_count,
+        shared_memory=properties.shared_memory_per_block_optin,
     )

@@ -53,8 +53,12 @@ def explain(
     check_linear_mse(input, weight, target, bias, reduction)
     known = {d.name: d for d in devices.KNOWN.values()}
     if device is not None and device not in known:
-        raise ValueError(f"{device!r} is not a device that can be planned for: it must be one of {', '.join(map(repr, known))}")
-    wanted = Wanted(input.requires_grad, weight.requires_grad, target.requires_grad, bias is not None and bias.requires_grad)
+        raise ValueError(
+            f"{device!r} is not a device that can be planned for: it must be one of {', '.join(map(repr, known))}"
+        )
+    wanted = Wanted(
+        input.requires_grad, weight.requires_grad, target.requires_grad, bias is not None and bias.requires_grad
+    )
     backend = "triton" if device or input.device.type == "meta" else backend_for(input.device)
     on = known[device or "H200"] if device or input.device.type == "meta" else None
     plan = plan_of(backend, input, weight, target, bias, reduction, wanted, on)
@@ -101,9 +105,12 @@ def _words(plan: Plan, wanted: Wanted, reduction: str, backend: str) -> str:
         f"linear_mse: input {plan.n} x {plan.k}, weight {plan.m} x {plan.k}, target {plan.n} x {plan.m}, "
         f"{str(plan.dtype).removeprefix('torch.')}, reduction={reduction!r}",
         f"gradients  {', '.join(gradients) or 'none: the loss alone'}",
-        f"path       {plan.path} on {plan.device.name}" if backend != "reference" else "path       stock PyTorch (the reference backend)",
+        f"path       {plan.path} on {plan.device.name}"
+        if backend != "reference"
+        else "path       stock PyTorch (the reference backend)",
         f"why        {plan.why}",
-        f"moves      {_si(plan.bytes_read)}B read, {_si(plan.bytes_written)}B written, {_si(plan.flops)}FLOP (forward and backward, predicted)",
+        f"moves      {_si(plan.bytes_read)}B read, {_si(plan.bytes_written)}B written, {_si(plan.flops)}FLOP "
+        "(forward and backward, predicted)",
         f"memory     {_si(plan.workspace_bytes)}B beside arguments and gradients (predicted)",
     ]
     if plan.path == "streaming":
@@ -117,7 +124,9 @@ def _words(plan: Plan, wanted: Wanted, reduction: str, backend: str) -> str:
     if plan.config is not None and plan.path != "library":
         tile = " x ".join(str(b) for b in (plan.config.block_n, plan.config.block_k, plan.config.block_m) if b)
         grid = f", {plan.programs} programs" if plan.programs else ""
-        lines.append(f"tile       {tile} rows x features x outputs, {plan.config.num_warps} warps, {plan.config.num_stages} stages{grid}")
+        lines.append(
+            f"tile       {tile} rows x features x outputs, {plan.config.num_warps} warps, {plan.config.num_stages} stages{grid}"
+        )
         lines += _compiled_words(plan)
     return "\n".join(lines)
 

@@ -1,13 +1,11 @@
 """What the user calls: linear + mean squared error in one step, in place of two stock ones."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function
 
-from . import ops
+from . import autocast, ops
 from .autograd import LinearMSE, run_forward
 from .backends import NOTHING, Wanted, backend_for, load, reference
 from .explanation import plan_of
@@ -15,7 +13,9 @@ from .plan import stock_wins_on_cpu
 from .validation import check_linear_mse, check_matmul_mse
 
 
-def linear_mse(input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None, *, reduction: str = "mean") -> Tensor:
+def linear_mse(
+    input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None, *, reduction: str = "mean"
+) -> Tensor:
     """``F.mse_loss(F.linear(input, weight, bias), target)``, with loss and weight gradient from one read of the data.
 
     Parameters
@@ -59,7 +59,7 @@ def linear_mse(input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | Non
         return handle_torch_function(
             linear_mse, (input, weight, target, bias), input, weight, target, bias, reduction=reduction
         )
-    input, weight, target, bias = _autocast(input, weight, target, bias)
+    input, weight, target, bias = autocast.cast(input, weight, target, bias)
     check_linear_mse(input, weight, target, bias, reduction)
     if _is_stocks(input, weight, target, bias, reduction):
         return reference.linear_mse(input, weight, target, bias, reduction)
@@ -90,7 +90,7 @@ def matmul_mse(x: Tensor, a: Tensor, y: Tensor, *, reduction: str = "mean") -> T
     """
     if has_torch_function((x, a, y)):
         return handle_torch_function(matmul_mse, (x, a, y), x, a, y, reduction=reduction)
-    x, a, y, _ = _autocast(x, a, y, None)
+    x, a, y, _ = autocast.cast(x, a, y, None)
     check_matmul_mse(x, a, y, reduction)
     if _is_stocks(x, a, y, None, reduction):
         return reference.matmul_mse(x, a, y, reduction)
@@ -100,31 +100,13 @@ def matmul_mse(x: Tensor, a: Tensor, y: Tensor, *, reduction: str = "mean") -> T
     return loss.squeeze(-1) if reduction == "none" else loss
 
 
-def _autocast(input: Any, weight: Any, target: Any, bias: Any) -> tuple[Any, Any, Any, Any]:
-    """What autocast does to the stock pair: the product in autocast's dtype, the loss in float32 at least.
-
-    A float64 target of a narrower input makes the loss float64, as in stock; then all is computed in float64.
-    """
-    if isinstance(input, Tensor) and torch.is_autocast_enabled(input.device.type):
-        lower = torch.get_autocast_dtype(input.device.type)
-        input, weight, bias = (_cast(t, lower) for t in (input, weight, bias))
-        if isinstance(target, Tensor) and target.dtype in (torch.float16, torch.bfloat16):
-            target = target.float()
-    if isinstance(target, Tensor) and target.dtype is torch.float64 and getattr(input, "dtype", None) is not torch.float64:
-        input, weight, bias = (_cast(t, torch.float64) for t in (input, weight, bias))
-    return input, weight, target, bias
-
-
-def _cast(tensor: Any, dtype: torch.dtype) -> Any:
-    eligible = isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype is not torch.float64
-    return tensor.to(dtype) if eligible else tensor
-
-
 def _is_stocks(input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, reduction: str) -> bool:
     """Whether the stock composition computes this: tiny, empty, or in a mode that kernels do not know."""
     elements, outputs = input.numel(), target.numel()
     if torch.compiler.is_compiling():
-        return input.device.type == "cpu" and stock_wins_on_cpu(elements + outputs, input.dtype, target.dtype, reduction)
+        return input.device.type == "cpu" and stock_wins_on_cpu(
+            elements + outputs, input.dtype, target.dtype, reduction
+        )
     backend = backend_for(input.device)
     return (
         (backend == "cpu" and stock_wins_on_cpu(elements + outputs, input.dtype, target.dtype, reduction))
@@ -141,6 +123,8 @@ _PLAIN = (Tensor, torch.nn.Parameter, type(None))
 
 
 def _fused(input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, reduction: str) -> Tensor:
+    if target.dtype is torch.float64 and input.dtype is not torch.float64:  # stock's loss is float64, so all of it is
+        input, weight, bias = input.double(), weight.double(), None if bias is None else bias.double()
     wanted = NOTHING
     if torch.is_grad_enabled():
         wanted = Wanted(

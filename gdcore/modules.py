@@ -46,10 +46,14 @@ class LinearMSELoss(nn.Module):
     ) -> None:
         super().__init__()
         if reduction not in REDUCTIONS:
-            raise ValueError(f"{reduction!r} is not a valid value for reduction: it must be one of 'mean', 'sum', 'none'")
+            raise ValueError(
+                f"{reduction!r} is not a valid value for reduction: it must be one of 'mean', 'sum', 'none'"
+            )
         self.in_features, self.out_features, self.reduction = in_features, out_features, reduction
         self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
-        self.register_parameter("bias", nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None)
+        self.register_parameter(
+            "bias", nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
+        )
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -77,6 +81,5 @@ class LinearMSELoss(nn.Module):
         return F.linear(input, self.weight, self.bias)
 
     def extra_repr(self) -> str:
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, reduction={self.reduction!r}"
-        )
+        has_bias = self.bias is not None
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={has_bias}, reduction={self.reduction!r}"

@@ -47,7 +47,7 @@ def linear_mse(
     nothing = input.new_empty(0, dtype=wide)
     return (
         saved.loss.reshape(target.shape).clone() if reduction == "none" else saved.loss.clone(),
-        saved.residual.reshape(target.shape).to(_residual_dtype(input, target)) if stores_residual else nothing.clone(),
+        saved.residual.reshape(target.shape).to(saved.loss.dtype) if stores_residual else nothing.clone(),
         d_weight.to(wide, copy=True) if early.weight else nothing.clone(),
         d_bias.to(wide, copy=True) if early.bias else nothing.clone(),
     )
@@ -118,7 +118,9 @@ def _gradients(ctx, grad_output, *_):
     if stores_residual:
         gradients = linear_mse_backward(grad_output, input, weight, target, residual, ctx.reduction, *late)
         d_input, late_weight, d_target, late_bias = (g if w else None for g, w in zip(gradients, late, strict=True))
-    weight_gradient = (d_weight * grad_output).to(weight.dtype) if early.weight else late_weight if late.weight else None
+    weight_gradient = (
+        (d_weight * grad_output).to(weight.dtype) if early.weight else late_weight if late.weight else None
+    )
     bias_gradient = (d_bias * grad_output).to(weight.dtype) if early.bias else late_bias if late.bias else None
     return d_input, weight_gradient, d_target, bias_gradient, None, None, None, None, None
 

@@ -86,7 +86,17 @@ def plan_for(
     input_precision : {"ieee", "tf32"}
         How float32 products are computed on CUDA.
     """
-    plan = Plan("cpu" if device.kind == "cpu" else "triton", "", "", device, n, k, m, dtype=dtype, input_precision=input_precision)
+    plan = Plan(
+        "cpu" if device.kind == "cpu" else "triton",
+        "",
+        "",
+        device,
+        n,
+        k,
+        m,
+        dtype=dtype,
+        input_precision=input_precision,
+    )
     target_dtype = target_dtype or dtype
     plan = (_cpu if device.kind == "cpu" else _cuda)(plan, target_dtype, wanted, reduction, contiguous)
     return _with_cost(plan, target_dtype, wanted, reduction, has_bias)
@@ -95,6 +105,7 @@ def plan_for(
 _STOCK_NUMBERS = 1 << 15  # below this many numbers a CPU call is all the cost, and stock's is the cheapest
 _BLOCK_BYTES = 3 << 20  # a CPU block of X, Y and E: half of it is in a core's share of the last cache, the rest streams
 _LEAST_ROWS = 2048  # fewer rows make poor matrix products
+_PROGRAMS_PER_SM = {"rows": 8, "vector": 4, "dot": 4}  # of four warps; about what is resident at once
 _MOST_RESIDUAL_BYTES = 64 << 20  # of one block's residual, whatever M is
 
 
@@ -110,46 +121,55 @@ def stock_wins_on_cpu(numbers: int, dtype: torch.dtype, target_dtype: torch.dtyp
 
 def _cpu(plan: Plan, target_dtype: torch.dtype, wanted: Wanted, reduction: str, contiguous: bool) -> Plan:
     n, k, m, dtype = plan.n, plan.k, plan.m, plan.dtype
-    if stock_wins_on_cpu(n * (k + m), dtype, target_dtype, reduction):
-        why = 'reduction="none" makes an N x M result anyway' if reduction == "none" else "so few numbers that the call is all the cost"
-        return dataclasses.replace(plan, path="stock", why=why)
     size = accumulator_dtype(dtype).itemsize
-    rows = max(_LEAST_ROWS, _BLOCK_BYTES // (size * (k + 2 * m)))
-    rows = min(rows, max(64, _MOST_RESIDUAL_BYTES // (size * m)))
+    rows = max(_LEAST_ROWS, _BLOCK_BYTES // (size * max(k + 2 * m, 1)))
+    rows = min(rows, max(64, _MOST_RESIDUAL_BYTES // (size * max(m, 1))))
     scalar = reduction != "none"
-    later = wanted.input or wanted.target or (not scalar and (wanted.weight or wanted.bias))
+    later = wanted.input or wanted.target or (not scalar and any(wanted))
+    # The fields below hold for the stock path too: inside torch.compile's operators the streaming code computes every shape.
+    plan = dataclasses.replace(plan, block_rows=rows, store_residual=later, grad_in_forward=scalar)
+    if stock_wins_on_cpu(n * (k + m), dtype, target_dtype, reduction):
+        why = (
+            "so few numbers that the call is all the cost"
+            if scalar
+            else 'reduction="none" makes an N x M result anyway'
+        )
+        return dataclasses.replace(plan, path="stock", why=why)
+    why = "rows in cache-sized blocks: loss and weight gradient from one read of the data, no N x M temporary"
     return dataclasses.replace(
-        plan,
-        path="streaming",
-        why="rows in cache-sized blocks: loss and weight gradient from one read of the data, no N x M temporary"
-        + (", but the residual is kept for the product that needs it" if later else ""),
-        block_rows=rows,
-        store_residual=later,
-        grad_in_forward=scalar,
+        plan, path="streaming", why=why + ", but the residual is kept for the product that needs it" * later
     )
 
 
 def _cuda(plan: Plan, target_dtype: torch.dtype, wanted: Wanted, reduction: str, contiguous: bool) -> Plan:
     n, k, m, dtype, device = plan.n, plan.k, plan.m, plan.dtype, plan.device
     scalar = reduction != "none"
-    later = wanted.input or wanted.target or (not scalar and (wanted.weight or wanted.bias))
+
+    def product(name: str) -> Config:
+        wide = target_dtype is not dtype or not scalar
+        return configs.product_config(
+            name, device.architecture, dtype, n, k, m, input_precision=plan.input_precision, wide=wide
+        )
+
+    plan = dataclasses.replace(plan, input_config=product("backward_input") if wanted.input else None)
     family, why = _one_pass_family(k, m, contiguous) if scalar else (None, "")
     if family is not None:
         config = configs.one_pass_config(family, device.architecture, dtype, k, m)
         tiles = -(-n // configs.rows_per_tile(family, config, k, dtype))
-        programs = max(1, min(tiles, device.sms * config.programs_per_sm))
         return dataclasses.replace(
-            plan, path=family, why=why, config=config, programs=programs, store_residual=later, grad_in_forward=True
+            plan,
+            path="one_pass_" + family,
+            why=why,
+            config=config,
+            programs=max(1, min(tiles, device.sms * _PROGRAMS_PER_SM[family])),
+            store_residual=wanted.input or wanted.target,
+            grad_in_forward=True,
         )
 
-    config, input_config, weight_config = (
-        _fit(configs.product_config(name, device.architecture, dtype, n, k, m), device, dtype)
-        for name in ("forward", "backward_input", "backward_weight")
-    )
+    weight_config = product("backward_weight")
     plan = dataclasses.replace(
         plan,
-        config=config,
-        input_config=input_config,
+        config=product("forward"),
         weight_config=weight_config,
         split=configs.default_split(n, k, m, weight_config, device.sms),
         store_residual=any(wanted),
@@ -158,9 +178,9 @@ def _cuda(plan: Plan, target_dtype: torch.dtype, wanted: Wanted, reduction: str,
     arithmetic = 2 * n * k * m / device.rate(dtype, plan.input_precision)
     traffic = size * (n * k + 2 * n * m + m * k) / device.bandwidth
     if scalar and target_dtype is dtype and arithmetic > traffic:
-        why = "the products are limited by arithmetic, where the library's are the fastest: it forms E in its epilogue, one fused pass sums it"
+        why = "limited by arithmetic, where the library's products are the fastest: E from its epilogue, one fused pass sums it"
         return dataclasses.replace(plan, path="library", why=why)
-    why = "the products are limited by memory: the loss and the residual are formed in the product's epilogue, the prediction is never stored"
+    why = "limited by memory: loss and residual are formed in the product's epilogue, the prediction is never stored"
     if not scalar:
         why = 'reduction="none": the squares are formed in the product\'s epilogue'
     return dataclasses.replace(plan, path="tiled", why=why)
@@ -170,20 +190,12 @@ def _one_pass_family(k: int, m: int, contiguous: bool) -> tuple[str | None, str]
     """The one-pass kernel for a skinny shape, or None."""
     once = "loss and gradient from one read of the data: "
     if contiguous and k <= 16 and m <= 4 and k * m <= 32:
-        return "one_pass_rows", once + "a thread owns whole rows"
+        return "rows", once + "a thread owns whole rows"
     if k <= 256 and m <= 4:
-        return "one_pass_vector", once + "a tile of rows, sums kept per element"
+        return "vector", once + "a tile of rows, sums kept per element"
     if k <= 256 and m <= 16:
-        return "one_pass_dot", once + "both products from tiles in registers"
+        return "dot", once + "both products from tiles in registers"
     return None, ""
-
-
-def _fit(config: Config, device: Device, dtype: torch.dtype) -> Config:
-    """Fewer stages where a device of the same generation has less shared memory than the one the table was made for."""
-    stage = dtype.itemsize * (config.block_n * config.block_k + config.block_k * config.block_m + config.block_n * config.block_m)
-    while config.num_stages > 1 and stage * config.num_stages > device.shared_memory:
-        config = dataclasses.replace(config, num_stages=config.num_stages - 1)
-    return config
 
 
 def _with_cost(plan: Plan, target_dtype: torch.dtype, wanted: Wanted, reduction: str, has_bias: bool) -> Plan:
@@ -222,5 +234,9 @@ def _with_cost(plan: Plan, target_dtype: torch.dtype, wanted: Wanted, reduction:
             workspace += plan.device.sms * accumulator * (min(plan.block_rows, n) * m + gradients)
     written += x * wanted.input + y * wanted.target + gradients * plan.dtype.itemsize
     return dataclasses.replace(
-        plan, bytes_read=read, bytes_written=written, workspace_bytes=workspace, flops=products * 2 * n * k * m + 3 * n * m
+        plan,
+        bytes_read=read,
+        bytes_written=written,
+        workspace_bytes=workspace,
+        flops=products * 2 * n * k * m + 3 * n * m,
     )

@@ -23,8 +23,15 @@ def check_linear_mse(input: Any, weight: Any, target: Any, bias: Any, reduction:
             and reduction in REDUCTIONS
             and input.layout is weight.layout is target.layout is torch.strided
             and input.device == weight.device == target.device
-            and (bias is None or (bias.shape == (outputs,) and bias.dtype is input.dtype and bias.device == input.device
-                                  and bias.layout is torch.strided))
+            and (
+                bias is None
+                or (
+                    bias.shape == (outputs,)
+                    and bias.dtype is input.dtype
+                    and bias.device == input.device
+                    and bias.layout is torch.strided
+                )
+            )
         ):
             return
     except (AttributeError, TypeError, ValueError, IndexError):
@@ -77,7 +84,9 @@ def check_tensors(tensors: dict[str, Any]) -> None:
             raise TypeError(f"{name} must be a Tensor, not {type(tensor).__name__}")
     for name, tensor in tensors.items():
         if tensor.layout is not torch.strided:
-            raise NotImplementedError(f"{name} has layout {tensor.layout}, it must be a dense (torch.strided) tensor: try {name}.to_dense()")
+            raise NotImplementedError(
+                f"{name} has layout {tensor.layout}, it must be a dense (torch.strided) tensor: try {name}.to_dense()"
+            )
         if tensor.dtype not in DTYPES:
             raise NotImplementedError(
                 f"not implemented for {tensor.dtype}: {name} must have dtype float64, float32, float16 or bfloat16"

@@ -9,7 +9,6 @@ on 2-D tensors: input (N, K), weight (M, K), target (N, M), bias (M,) or None.
 import contextvars
 import functools
 import importlib
-import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,7 +48,8 @@ def _checked(name: str) -> str:
     return name
 
 
-_chosen: contextvars.ContextVar[str] = contextvars.ContextVar("gdcore_backend", default=_checked(os.environ.get("GDCORE_BACKEND", "auto")))
+_default = _checked(os.environ.get("GDCORE_BACKEND", "auto"))
+_chosen: contextvars.ContextVar[str] = contextvars.ContextVar("gdcore_backend", default=_default)
 
 
 @contextmanager
@@ -79,7 +79,11 @@ def use_backend(name: str) -> Iterator[None]:
 
 @functools.cache
 def triton_is_there() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    try:
+        importlib.import_module("triton")
+    except ImportError:
+        return False
+    return True
 
 
 @functools.cache
@@ -106,7 +110,9 @@ def backend_for(device: torch.device) -> str:
             return "cpu"
         return "triton" if kind == "cuda" and _kernels_run_on(device) else "reference"
     if chosen == "cpu" and kind != "cpu":
-        raise RuntimeError(f"the cpu backend was asked for, but the tensors are on {device}: move them, or use_backend('auto')")
+        raise RuntimeError(
+            f"the cpu backend was asked for, but the tensors are on {device}: move them, or use_backend('auto')"
+        )
     if chosen == "triton":
         if not triton_is_there():
             raise RuntimeError("the triton backend was asked for, but Triton is not installed: pip install triton")
@@ -116,7 +122,9 @@ def backend_for(device: torch.device) -> str:
                 "or set TRITON_INTERPRET=1 before Python starts to check the kernels in the interpreter"
             )
         if kind not in ("cpu", "cuda"):
-            raise RuntimeError(f"the triton backend was asked for, but the tensors are on {device}: it takes CUDA tensors")
+            raise RuntimeError(
+                f"the triton backend was asked for, but the tensors are on {device}: it takes CUDA tensors"
+            )
     return chosen
 
 

@@ -14,8 +14,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from . import Forward, Wanted
 from .. import plan as planning
+from . import Forward, Wanted
 
 _T = TypeVar("_T")
 _DOT_LENGTH = 1 << 15  # a float32 dot product loses digits beyond this many terms
@@ -52,11 +52,7 @@ def _over_rows(job: Callable[[int, int, int], _T], rows: int, block: int) -> lis
 
 
 def _quietly(job: Callable[[int, int, int], _T], start: int, stop: int, block: int) -> _T:
-    """Grad mode and autocast belong to a thread: here neither may record or cast."""
-    with torch.no_grad():
-        if torch.is_autocast_enabled("cpu"):
-            with torch.autocast("cpu", enabled=False):
-                return job(start, stop, block)
+    with torch.no_grad():  # grad mode belongs to a thread
         return job(start, stop, block)
 
 
@@ -80,7 +76,13 @@ def _sum_of_squares(residual: Tensor) -> float:
 
 
 def forward(
-    input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, reduction: str, wanted: Wanted, plan: planning.Plan
+    input: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    reduction: str,
+    wanted: Wanted,
+    plan: planning.Plan,
 ) -> Forward:
     n, m = target.shape
     k = weight.shape[1]
@@ -151,7 +153,9 @@ def backward(
         grad_weight = (saved.grad_weight * grad_output).to(weight.dtype)
     if saved.grad_bias is not None:
         grad_bias = (saved.grad_bias * grad_output).to(weight.dtype)
-    missing = Wanted(wanted.input, wanted.weight and grad_weight is None, wanted.target, wanted.bias and grad_bias is None)
+    missing = Wanted(
+        wanted.input, wanted.weight and grad_weight is None, wanted.target, wanted.bias and grad_bias is None
+    )
     if not any(missing):
         return None, grad_weight, None, grad_bias
 

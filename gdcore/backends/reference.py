@@ -4,11 +4,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import Forward, Wanted
 from ..plan import accumulator_dtype
+from . import Forward, Wanted
 
 
-def linear_mse(input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None, reduction: str = "mean") -> Tensor:
+def linear_mse(
+    input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None, reduction: str = "mean"
+) -> Tensor:
     """The stock composition that gdcore.linear_mse replaces."""
     return F.mse_loss(F.linear(input, weight, bias), target, reduction=reduction)
 

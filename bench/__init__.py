@@ -1,0 +1,1 @@
+"""Measures gdcore against stock PyTorch: parity, speed, memory, and training on real data."""

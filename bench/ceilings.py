@@ -1,0 +1,55 @@
+"""How fast can this machine be? Read and copy bandwidth and the rate of a square product, measured in the same run.
+
+They turn a case's bytes and FLOPs into a floor: the time below which no implementation of it can come here.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+
+import torch
+
+from .cases import Case, dtype_name
+from .timing import DeviceClock, WallClock, calibrate
+
+
+@dataclass(frozen=True, slots=True)
+class Ceilings:
+    """Bytes per second, and FLOP per second by dtype name."""
+
+    read: float
+    copy: float  # bytes read plus bytes written
+    product: dict[str, float]
+
+    def to_json(self) -> dict:
+        return asdict(self)
+
+    def floor_seconds(self, case: Case) -> tuple[float, str]:
+        """The case's floor here, and what sets it: memory or arithmetic."""
+        by_bytes = case.minimal_bytes / self.read
+        by_flops = case.flops / self.product[dtype_name(case.dtype)] if dtype_name(case.dtype) in self.product else 0.0
+        return (by_bytes, "memory") if by_bytes >= by_flops else (by_flops, "arithmetic")
+
+
+def measure(device: torch.device, dtypes: set[torch.dtype], *, small: bool = False) -> Ceilings:
+    """The best of several samples each; random data, since products of zeros run at a higher clock."""
+    clock = DeviceClock(device) if device.type == "cuda" else WallClock(device)
+
+    def best(call: Callable[[], object]) -> float:
+        repeats, _ = calibrate(call, clock, 0.02)
+        return min(clock.sample(call, repeats) for _ in range(5))
+
+    large = 1 << (31 if device.type == "cuda" else 28)
+    size = (1 << 20 if small else large) // 4
+    source = torch.empty(size, device=device).normal_()
+    target = torch.empty_like(source)
+    read = source.nbytes / min(
+        best(partial(reduce, source)) for reduce in (torch.sum, torch.amax, torch.linalg.vector_norm)
+    )
+    copy = 2 * source.nbytes / best(partial(target.copy_, source))
+    product = {}
+    for dtype in sorted(dtypes, key=dtype_name):
+        side = 256 if small else 8192 if device.type == "cuda" else 1024
+        a, b = (torch.empty(side, side, device=device).normal_().to(dtype) for _ in range(2))
+        product[dtype_name(dtype)] = 2 * side**3 / best(partial(torch.mm, a, b))
+    return Ceilings(read, copy, product)

@@ -1,0 +1,156 @@
+"""A run's file: one JSON document with a versioned schema, replaced atomically after every piece of work.
+
+    {"schema": "gdcore-bench/1", "created", "finished", "profile", "seed", "machine", "versions", "commit", "ceilings",
+     "cases": {name: row}, "memory": [row], "predicted": [row], "training": {dataset: row}}
+
+Every sample is kept, in seconds per call. A row says in words why it has no figure, where it has none.
+"""
+
+import datetime
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+SCHEMA = "gdcore-bench/1"
+PARTS: dict[str, type] = {
+    "machine": dict,
+    "versions": dict,
+    "cases": dict,
+    "training": dict,
+    "memory": list,
+    "predicted": list,
+}
+
+
+class BadInput(Exception):
+    """What the user asked for cannot be done; the message is one line that says why."""
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def default_path() -> Path:
+    """bench-results/<time>.json under the current folder."""
+    return Path("bench-results") / f"{datetime.datetime.now():%Y%m%d-%H%M%S}.json"
+
+
+def read(path: Path) -> dict:
+    """A result file's document.
+
+    Raises
+    ------
+    BadInput
+        If the file cannot be read, is no JSON, or has another schema.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise BadInput(f"{path} is not a result file: it is not JSON ({error})") from error
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if schema != SCHEMA:
+        raise BadInput(f"{path} has the schema {schema!r}, it must be {SCHEMA!r}")
+    wrong = [name for name, kind in PARTS.items() if not isinstance(document.get(name), kind)]
+    if wrong:
+        raise BadInput(f"{path} is not a complete result file: {', '.join(wrong)} missing or malformed")
+    return document
+
+
+def write(path: Path, document: dict) -> None:
+    """Replaces the file in one step: a reader, or a crash, finds the old document or the new one.
+
+    Raises
+    ------
+    BadInput
+        If the folder cannot be made or written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                json.dump(finite(document), file, indent=1, ensure_ascii=False, allow_nan=False)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise BadInput(f"cannot write {path}: {error.strerror}") from error
+
+
+def finite(value: Any) -> Any:
+    """The same value with NaN and infinities as strings: JSON has no numbers for them."""
+    if isinstance(value, dict):
+        return {name: finite(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(part) for part in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Results:
+    """A run's document and where it is saved."""
+
+    def __init__(self, path: Path, document: dict) -> None:
+        self.path, self.document = path, document
+
+    @classmethod
+    def new(
+        cls, path: Path, *, profile: str, seed: int, machine: dict, versions: dict, commit: str | None
+    ) -> "Results":
+        """An empty document, saved at once: a folder that cannot be written is found before an hour of work."""
+        document = {
+            "schema": SCHEMA,
+            "created": now(),
+            "finished": None,
+            "profile": profile,
+            "seed": seed,
+            "machine": machine,
+            "versions": versions,
+            "commit": commit,
+            "ceilings": None,
+            "cases": {},
+            "memory": [],
+            "predicted": [],
+            "training": {},
+        }
+        results = cls(path, document)
+        results.save()
+        return results
+
+    @classmethod
+    def resumed(cls, source: Path, path: Path, *, machine: dict, versions: dict) -> "Results":
+        """A document to go on with. Figures of two machines or versions never share a file."""
+        document = read(source)
+        for part, here in (("machine", machine), ("versions", versions)):
+            there = document[part]
+            different = [name for name in here | there if here.get(name) != there.get(name)]
+            if different:
+                name = different[0]
+                raise BadInput(
+                    f"{source} cannot be resumed here: its {name} is {there.get(name)!r}, this one is {here.get(name)!r}"
+                )
+        document["finished"] = None
+        results = cls(path, document)
+        results.save()
+        return results
+
+    def save(self) -> None:
+        write(self.path, self.document)
+
+    def put(self, part: str, value: Any, key: str | None = None) -> None:
+        """Sets a part of the document, or one row of it, and saves."""
+        if key is None:
+            self.document[part] = value
+        else:
+            self.document[part][key] = value
+        self.save()

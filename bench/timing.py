@@ -1,0 +1,170 @@
+"""How long does it take? Samples of all peers are interleaved, so that a slow moment of the machine meets all of them.
+
+A sample is the mean of `repeats` calls. The order rotates from round to round and every other round goes backwards, so
+that no peer always follows the same one. Before a sample of a short call comes one that is not timed: the threads of the
+peer before it still spin, and its data is in the cache. Not timed either: drawing inputs, compilation, warm-up,
+accumulation into `.grad`, garbage collection.
+"""
+
+import gc
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from .peers import Call
+
+MARGIN = 1.02  # what differs by less is called the same
+INTERVAL = (2.5, 97.5)
+SETTLING_SECONDS = 0.1  # a longer call does not notice what was there before it
+
+
+class Clock(Protocol):
+    """Takes one sample: seconds per call over `repeats` calls."""
+
+    name: str
+
+    def sample(self, call: Call, repeats: int) -> float: ...
+
+
+class WallClock:
+    """Elapsed time on the host, with the device drained before and after."""
+
+    name = "wall time"
+
+    def __init__(self, device: torch.device) -> None:
+        self._wait: Callable[[], object] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
+    def sample(self, call: Call, repeats: int) -> float:
+        self._wait()
+        start = time.perf_counter()
+        for _ in range(repeats):
+            call()
+        self._wait()
+        return (time.perf_counter() - start) / repeats
+
+
+class DeviceClock:
+    """Time on a CUDA device between two events, one call at a time, with a cold L2 cache.
+
+    A buffer larger than the cache is overwritten before each call. The device is then kept waiting while the host
+    enqueues the call, so that gaps between launches are not counted: they belong to wall time.
+    """
+
+    name = "device time"
+    HEAD_START_CYCLES = 2_000_000  # about a millisecond
+
+    def __init__(self, device: torch.device) -> None:
+        cache = torch.cuda.get_device_properties(device).L2_cache_size
+        self._flush = torch.empty(max(4 * cache, 1 << 28), dtype=torch.int8, device=device)
+
+    def sample(self, call: Call, repeats: int) -> float:
+        pairs = []
+        for _ in range(repeats):
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            self._flush.zero_()
+            torch.cuda._sleep(self.HEAD_START_CYCLES)
+            start.record()
+            call()
+            end.record()
+            pairs.append((start, end))
+        torch.cuda.synchronize()
+        return float(np.median([start.elapsed_time(end) for start, end in pairs])) / 1e3
+
+
+def clock_for(regime: str, device: torch.device) -> Clock:
+    """Device time on CUDA, except for tiny cases, where the call itself is the cost; wall time everywhere else."""
+    return DeviceClock(device) if device.type == "cuda" and regime != "D" else WallClock(device)
+
+
+def calibrate(call: Call, clock: Clock, sample_seconds: float) -> tuple[int, float]:
+    """Warms the call up; returns how many repeats occupy the host for about `sample_seconds`, and for how long one does."""
+    repeats = 1
+    while True:
+        start = time.perf_counter()
+        clock.sample(call, repeats)
+        elapsed = time.perf_counter() - start
+        if elapsed >= sample_seconds / 4 or repeats >= 1 << 16:
+            return max(1, round(repeats * sample_seconds / elapsed)), elapsed / repeats
+        repeats *= 4
+
+
+def order_of(names: Sequence[str], number: int) -> list[str]:
+    """Who is sampled in which place of a round: rotated by one each time, and backwards in odd rounds."""
+    shift = number % len(names)
+    rotated = [*names[shift:], *names[:shift]]
+    return rotated[::-1] if number % 2 else rotated
+
+
+def interleave(
+    calls: Mapping[str, Call],
+    clock: Clock,
+    *,
+    seconds: float,
+    sample_seconds: float = 0.01,
+    rounds: tuple[int, int] = (7, 61),
+) -> dict[str, list[float]]:
+    """Seconds per call of every peer, a sample a round, until the time or the rounds are spent; never fewer than rounds[0]."""
+    names = list(calls)
+    calibrated = {name: calibrate(call, clock, sample_seconds) for name, call in calls.items()}
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        start = time.perf_counter()
+        for number in range(rounds[1]):
+            if number >= rounds[0] and time.perf_counter() - start > seconds:
+                break
+            for name in order_of(names, number):
+                repeats, call_seconds = calibrated[name]
+                if call_seconds < SETTLING_SECONDS:
+                    calls[name]()
+                samples[name].append(clock.sample(calls[name], repeats))
+    finally:
+        if collecting:
+            gc.enable()
+    return samples
+
+
+def quantiles(samples: Sequence[float]) -> dict[str, float]:
+    """p20, p50 and p80."""
+    return dict(zip(("p20", "p50", "p80"), np.percentile(samples, (20, 50, 80)).tolist(), strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How much faster than a baseline: the ratio of medians, its 95 % interval, and what that amounts to."""
+
+    baseline: str
+    speedup: float
+    low: float
+    high: float
+    verdict: str  # FASTER, SAME, SLOWER; UNSURE where the interval allows for more than one of them
+
+    def to_json(self) -> dict:
+        return asdict(self)
+
+
+def verdict(low: float, high: float) -> str:
+    """What an interval of speed-ups shows. SAME needs the whole interval within 10 %."""
+    if low > MARGIN:
+        return "FASTER"
+    if high < 1 / MARGIN:
+        return "SLOWER"
+    return "SAME" if low > 1 / 1.1 and high < 1.1 else "UNSURE"
+
+
+def compare(
+    samples: Sequence[float], baseline_samples: Sequence[float], baseline: str, resamples: int = 2000
+) -> Comparison:
+    """Ratio of medians; its interval by bootstrap over rounds, which keeps samples of the same round together."""
+    ours, theirs = np.asarray(samples), np.asarray(baseline_samples)
+    rounds = min(len(ours), len(theirs))
+    drawn = np.random.default_rng(0).integers(rounds, size=(resamples, rounds))
+    ratios = np.median(theirs[drawn], axis=1) / np.median(ours[drawn], axis=1)
+    low, high = np.percentile(ratios, INTERVAL).tolist()
+    return Comparison(baseline, float(np.median(theirs) / np.median(ours)), low, high, verdict(low, high))

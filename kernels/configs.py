@@ -1,0 +1,221 @@
+"""Tile configurations as data, by kernel family, architecture and element size. Policy (which family for which shape) is gdcore/plan.py's."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """One launch configuration. A block size that a family does not use is 0."""
+
+    block_n: int
+    block_k: int = 0
+    block_m: int = 0
+    num_warps: int = 4
+    num_stages: int = 1
+
+
+# ONE_PASS: loss and gradients from one read of X and Y.
+# Every family needs 40 kB or more of loads in flight on a multiprocessor, and no spills.
+
+VECTOR_BYTES = 16  # the widest load
+ROWS_GROUP_BYTES = 256  # of the X that a lane of one_pass_rows holds, as the accumulator sees it: 64 registers
+ROWS_MIN_BYTES = 64  # of X for each lane from K = 8 on, where accumulators leave no room for a second group
+ROWS_BYTES_IN_FLIGHT = 128  # that a thread of one_pass_rows requests before it uses any of them
+ROWS_ACCUMULATORS = 32  # that a thread of one_pass_rows keeps
+ONE_PASS_WARPS = 4
+
+# one_pass_vector: by element size, then outputs (rounded up): (elements of a tile, stages). The accumulators, one tile
+# for each output, fill the registers, so tiles shrink with M and asynchronous copies keep the loads in flight instead.
+# The same on every architecture.
+ONE_PASS_VECTOR = {
+    8: {1: (1024, 1), 2: (1024, 3), 4: (512, 6)},
+    4: {1: (2048, 1), 2: (2048, 3), 4: (1024, 6)},
+    2: {1: (2048, 3), 2: (2048, 4), 4: (1024, 8)},
+}
+
+# one_pass_dot: by architecture and element size, then BLOCK_K: (block_n, stages, warps).
+_DOT_WIDE = {
+    8: {16: (32, 3, 4), 32: (32, 3, 4), 64: (16, 3, 4), 128: (16, 2, 4), 256: (16, 2, 4)},
+    4: {16: (64, 4, 4), 32: (64, 3, 4), 64: (32, 4, 4), 128: (32, 2, 4), 256: (16, 2, 4)},
+}
+ONE_PASS_DOT = {
+    80: {**_DOT_WIDE, 2: {16: (128, 5, 4), 32: (64, 4, 4), 64: (32, 4, 4), 128: (32, 4, 4), 256: (16, 4, 4)}},
+    90: {**_DOT_WIDE, 2: {16: (128, 4, 4), 32: (128, 3, 4), 64: (64, 4, 4), 128: (64, 3, 4), 256: (64, 4, 8)}},
+    100: {**_DOT_WIDE, 2: {16: (128, 4, 4), 32: (64, 4, 4), 64: (64, 3, 4), 128: (64, 3, 4), 256: (16, 4, 4)}},
+}
+
+
+def rows_group(k: int, element_size: int) -> tuple[int, int]:
+    """(rows that a lane of one_pass_rows owns, elements of one load): the widest load that tiles whole rows and fits."""
+    for vector_bytes in (VECTOR_BYTES, 8, 4, 2):
+        vector = max(vector_bytes // element_size, 1)
+        rows = vector // math.gcd(k, vector)
+        if rows * k * max(element_size, 4) <= ROWS_GROUP_BYTES:
+            break
+    while k >= 8 and rows * k * element_size < ROWS_MIN_BYTES:
+        rows *= 2
+    return rows, vector
+
+
+def nearest_architecture(arch: int, table: Mapping[int, object]) -> int:
+    """The newest architecture of the table that is no newer than `arch`, else its oldest."""
+    return max((known for known in table if known <= arch), default=min(table))
+
+
+def one_pass_config(family: str, arch: int, dtype: torch.dtype, k: int, m: int) -> Config:
+    """The shipped configuration.
+
+    Parameters
+    ----------
+    family : {"rows", "vector", "dot"}
+    arch : int
+        Compute capability, major * 10 + minor.
+    dtype : torch.dtype
+        Of X.
+    k, m : int
+        Columns of X and of Y.
+    """
+    size = dtype.itemsize
+    if family == "rows":
+        rows, _ = rows_group(k, size)
+        by_bytes = ROWS_BYTES_IN_FLIGHT // (rows * (k + m) * size)
+        by_registers = ROWS_ACCUMULATORS * 4 // ((1 + m + m * k) * max(size, 4))
+        each = 4 if min(by_bytes, by_registers) >= 4 else max(min(by_bytes, by_registers, 2), 1)
+        return Config(block_n=each * 32 * ONE_PASS_WARPS, num_warps=ONE_PASS_WARPS)
+    block_k = 1 << (k - 1).bit_length()
+    if family == "vector":
+        elements, stages = ONE_PASS_VECTOR[size][1 << (m - 1).bit_length()]
+        return Config(block_n=elements // block_k, block_k=block_k, num_warps=ONE_PASS_WARPS, num_stages=stages)
+    if family == "dot":
+        block_k = max(block_k, 16)
+        block_n, stages, warps = ONE_PASS_DOT[nearest_architecture(arch, ONE_PASS_DOT)][size][block_k]
+        return Config(block_n=block_n, block_k=block_k, block_m=16, num_warps=warps, num_stages=stages)
+    raise ValueError(f"family is {family!r}, must be 'rows', 'vector' or 'dot'")
+
+
+def rows_per_tile(family: str, config: Config, k: int, dtype: torch.dtype) -> int:
+    """Rows of X that one program takes at a time."""
+    return config.block_n * (rows_group(k, dtype.itemsize)[0] if family == "rows" else 1)
+
+
+# PRODUCT: the tiled products, and the elementwise kernels beside them.
+
+SUM_BLOCK = 1024  # numbers that a program of an ordered sum holds
+ELEMENTWISE_TILE = 4096  # numbers in a tile of an elementwise kernel
+LOSS_PROGRAMS = 1024  # programs of the loss of a stored residual
+MULTIPROCESSORS = {80: 108, 90: 132, 100: 148}
+MIN_STEPS_PER_PART = 4  # a part of the rows shorter than this is all prologue and epilogue
+
+# (family, kind of operands) -> architecture -> configuration. Kinds: float64; float32 in full precision, on the ordinary
+# units; tf32; half; wide: a float32 residual or a matrix grad_output read beside half operands. Tiles are the largest
+# that compile without spills, stages what shared memory holds; on 90, 128 x 128 in half leaves room for two programs.
+PRODUCT: dict[tuple[str, str], dict[int, Config]] = {
+    ("forward", "float64"): dict.fromkeys((80, 90, 100), Config(64, 16, 64, 8, 3)),
+    ("forward", "float32"): dict.fromkeys((80, 90, 100), Config(64, 32, 128, 8, 3)),
+    ("forward", "tf32"): dict.fromkeys((80, 90, 100), Config(128, 32, 128, 8, 3)),
+    ("forward", "half"): {
+        80: Config(128, 32, 128, 8, 4),
+        90: Config(128, 64, 128, 8, 3),
+        100: Config(128, 64, 128, 8, 3),
+    },
+    ("backward_input", "float64"): dict.fromkeys((80, 90, 100), Config(64, 64, 16, 8, 3)),
+    ("backward_input", "float32"): dict.fromkeys((80, 90, 100), Config(64, 128, 32, 8, 3)),
+    ("backward_input", "tf32"): dict.fromkeys((80, 90, 100), Config(128, 128, 32, 8, 3)),
+    ("backward_input", "half"): {
+        80: Config(128, 128, 32, 8, 4),
+        90: Config(128, 256, 64, 8, 3),
+        100: Config(128, 128, 64, 8, 3),
+    },
+    ("backward_input", "wide"): dict.fromkeys((80, 90, 100), Config(128, 128, 32, 8, 3)),
+    ("backward_weight", "float64"): dict.fromkeys((80, 90, 100), Config(16, 64, 64, 8, 3)),
+    ("backward_weight", "float32"): dict.fromkeys((80, 90, 100), Config(32, 128, 64, 8, 3)),
+    ("backward_weight", "tf32"): dict.fromkeys((80, 90, 100), Config(32, 128, 128, 8, 3)),
+    ("backward_weight", "half"): {
+        80: Config(32, 128, 128, 8, 4),
+        90: Config(64, 256, 128, 8, 3),
+        100: Config(64, 128, 128, 8, 3),
+    },
+    ("backward_weight", "wide"): dict.fromkeys((80, 90, 100), Config(32, 128, 128, 8, 3)),
+}
+
+REDUCED = {"forward": "block_k", "backward_input": "block_m", "backward_weight": "block_n"}  # the others span the tile
+
+
+def product_architecture(arch: int) -> int:
+    """The architecture whose table serves a compute capability. Others than 90 and 100 get the least shared memory."""
+    return 90 if arch == 90 else 100 if 100 <= arch < 120 else 80
+
+
+def product_config(
+    family: str,
+    arch: int,
+    dtype: torch.dtype,
+    n: int,
+    k: int,
+    m: int,
+    *,
+    input_precision: str = "ieee",
+    wide: bool = False,
+) -> Config:
+    """Configuration of a tiled product.
+
+    Parameters
+    ----------
+    family
+        "forward", "backward_input" or "backward_weight".
+    arch
+        Compute capability, 90 for 9.0.
+    dtype
+        Of the input and the weight.
+    input_precision
+        "ieee" or "tf32", for float32.
+    wide
+        A float32 residual or a matrix grad_output is read beside half operands: shorter steps, to fit shared memory.
+
+    Returns
+    -------
+    The table's configuration, with no block longer than its dimension needs (16 at least, 32 along the reduction), and
+    tiles halved while there are fewer of them than multiprocessors. The weight's gradient has its rows split instead:
+    see default_split.
+    """
+    arch = product_architecture(arch)
+    if dtype.itemsize == 2:
+        kind = "wide" if wide and family != "forward" else "half"
+    else:
+        kind = "float64" if dtype.itemsize == 8 else "tf32" if input_precision == "tf32" else "float32"
+    config = PRODUCT[family, kind][arch]
+    size = {"block_n": n, "block_k": k, "block_m": m}
+    block = {}
+    for name, length in size.items():
+        least = 32 if name == REDUCED[family] else 16
+        block[name] = min(getattr(config, name), max(least, 1 << (length - 1).bit_length()))
+    first, second = (name for name in block if name != REDUCED[family])
+    if family != "backward_weight":
+        longest = max(first, second, key=block.get)
+        while (
+            block[longest] > 64
+            and -(-size[first] // block[first]) * -(-size[second] // block[second]) < MULTIPROCESSORS[arch]
+        ):
+            block[longest] //= 2
+            longest = max(first, second, key=block.get)
+    share = getattr(config, first) * getattr(config, second) // (block[first] * block[second])
+    if family == "backward_weight":
+        share = config.block_m // block["block_m"]  # the sums for the bias gradient span block_n x block_m
+    return Config(**block, num_warps=max(4, config.num_warps // share), num_stages=config.num_stages)
+
+
+def default_split(n: int, k: int, m: int, config: Config, multiprocessors: int) -> int:
+    """Parts of the rows for the weight's gradient: two waves of programs at most, MIN_STEPS_PER_PART steps each at least."""
+    tiles = -(-m // config.block_m) * -(-k // config.block_k)
+    steps = -(-n // config.block_n)
+    return max(1, min(2 * multiprocessors // tiles, steps // MIN_STEPS_PER_PART))
+
+
+def elementwise_tile(columns: int) -> tuple[int, int]:
+    """(BLOCK_N, BLOCK_M) of an elementwise kernel: as wide as a row, up to ELEMENTWISE_TILE numbers in all."""
+    block_m = min(1 << (columns - 1).bit_length(), ELEMENTWISE_TILE)
+    return ELEMENTWISE_TILE // block_m, block_m

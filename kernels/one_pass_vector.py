@@ -1,0 +1,260 @@
+"""One pass for few outputs: each output is a matrix-vector product, done with multiplications and row sums.
+
+    E = X Wᵀ + b − Y,    loss = s_l Σ E²,    dW = s_g EᵀX,    db = s_g Σₙ E          K <= 256, M <= 4, any strides
+
+X and Y are read once, W and b once a program: N (K + M) elements in, N M out if the residual is stored, about 4 N K M
+FLOPs: at M <= 4 at most 4 FLOPs a byte, far from what tensor cores need to pay.
+
+A tile is [BLOCK_N, BLOCK_K] with BLOCK_K the next power of two, so that a row of X lies whole in one tile, and stays in
+registers for both products: e = Σₖ x w needs all of a row, dW = Σₙ e x then uses the same registers. The sum over k is
+a few shuffles between the lanes that share a row. dW is accumulated elementwise, [BLOCK_N, BLOCK_K] for each output,
+and summed over rows once at the end: no exchange between warps in the loop. The grid is persistent; a program takes
+tiles p, p + programs, ... Whole tiles are read without a mask over rows, the last, partial one with it.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .common import accumulator_dtype
+from .configs import Config
+from .reduce import add_rows
+
+
+@triton.jit
+def add_tile(
+    sums,  # loss [BLOCK_N]; then, if WANT_GRADS, M times db [BLOCK_N] and M times dW [BLOCK_N, BLOCK_K]
+    weight,  # M vectors [BLOCK_K]
+    bias,  # M scalars
+    input_ptrs,  # [BLOCK_N, BLOCK_K]
+    target_ptrs,  # [BLOCK_N], of output 0
+    residual_ptrs,
+    step_ym,
+    step_em,
+    mask_n,
+    mask_k,
+    M: tl.constexpr,
+    MASK_N: tl.constexpr,
+    MASK_K: tl.constexpr,
+    WANT_GRADS: tl.constexpr,
+    STORE_RESIDUAL: tl.constexpr,
+):
+    """The sums after one more tile."""
+    dtype: tl.constexpr = sums[0].dtype
+    if MASK_N:
+        x = tl.load(input_ptrs, mask=mask_n[:, None] & mask_k[None, :], other=0.0).to(dtype)
+    elif MASK_K:
+        x = tl.load(input_ptrs, mask=mask_k[None, :], other=0.0).to(dtype)
+    else:
+        x = tl.load(input_ptrs).to(dtype)
+    loss = sums[0]
+    grad_bias = ()
+    grad_weight = ()
+    for m in tl.static_range(M):
+        if MASK_N:
+            y = tl.load(target_ptrs + m * step_ym, mask=mask_n, other=0.0).to(dtype)
+        else:
+            y = tl.load(target_ptrs + m * step_ym).to(dtype)
+        e = tl.sum(x * weight[m][None, :], axis=1) + bias[m] - y
+        if MASK_N:
+            e = tl.where(mask_n, e, 0.0)
+        if STORE_RESIDUAL:
+            tl.store(residual_ptrs + m * step_em, e, mask=mask_n if MASK_N else None)
+        loss += e * e
+        if WANT_GRADS:
+            grad_bias += (sums[1 + m] + e,)
+            grad_weight += (sums[1 + M + m] + x * e[:, None],)
+    new = (loss,)
+    new += grad_bias
+    new += grad_weight
+    return new
+
+
+@triton.jit(do_not_specialize=["n_rows", "stride_wm", "stride_wk", "stride_b"])
+def one_pass_vector_kernel(
+    input_ptr,  # (N, K)
+    weight_ptr,  # (M, K)
+    target_ptr,  # (N, M)
+    bias_ptr,  # (M,), read if HAS_BIAS
+    residual_ptr,  # (N, M), written if STORE_RESIDUAL
+    sums_ptr,  # (programs, LENGTH): one row for each program
+    n_rows,
+    stride_xn,  # in units of UNIT_XN elements
+    stride_xk,  # in units of UNIT_XK elements
+    stride_wm,
+    stride_wk,
+    stride_yn,
+    stride_ym,
+    stride_b,
+    stride_en,
+    stride_em,
+    loss_scale: tl.float64,
+    grad_scale: tl.float64,
+    K: tl.constexpr,
+    M: tl.constexpr,
+    UNIT_XN: tl.constexpr,
+    UNIT_XK: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    WANT_GRADS: tl.constexpr,
+    STORE_RESIDUAL: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
+):
+    dtype: tl.constexpr = sums_ptr.dtype.element_ty
+    LENGTH: tl.constexpr = 1 + M + M * K if WANT_GRADS else 1
+    MASK_K: tl.constexpr = K != BLOCK_K
+    rows = tl.arange(0, BLOCK_N)
+    columns = tl.arange(0, BLOCK_K)
+    mask_k = columns < K
+    # Strides are 64 bits, inside a tile too: X may be a transpose, with N elements from one k to the next.
+    step_wm = tl.cast(stride_wm, tl.int64)
+    step_wk = tl.cast(stride_wk, tl.int64)
+    step_ym = tl.cast(stride_ym, tl.int64)
+    step_em = tl.cast(stride_em, tl.int64)
+    weight = ()
+    bias = ()
+    sums = (tl.zeros((BLOCK_N,), dtype=dtype),)
+    for m in tl.static_range(M):
+        w = tl.load(weight_ptr + m * step_wm + columns * step_wk, mask=mask_k, other=0.0)
+        weight += (w.to(dtype),)
+        if HAS_BIAS:
+            bias += (tl.load(bias_ptr + m * stride_b).to(dtype),)
+        else:
+            bias += (0.0,)
+        if WANT_GRADS:
+            sums += (tl.zeros((BLOCK_N,), dtype=dtype),)
+    if WANT_GRADS:
+        for _ in tl.static_range(M):
+            sums += (tl.zeros((BLOCK_N, BLOCK_K), dtype=dtype),)
+
+    step_x = tl.cast(stride_xn, tl.int64) * UNIT_XN
+    offsets_x = rows[:, None] * step_x + columns[None, :] * (tl.cast(stride_xk, tl.int64) * UNIT_XK)
+    offsets_y = rows * tl.cast(stride_yn, tl.int64)
+    offsets_e = rows * tl.cast(stride_en, tl.int64)
+
+    n_tiles = n_rows // BLOCK_N
+    for tile in tl.range(tl.program_id(0), n_tiles, tl.num_programs(0), num_stages=NUM_STAGES):
+        first = tl.cast(tile, tl.int64) * BLOCK_N
+        sums = add_tile(
+            sums, weight, bias,
+            input_ptr + first * step_x + offsets_x,
+            target_ptr + first * stride_yn + offsets_y,
+            residual_ptr + first * stride_en + offsets_e,
+            step_ym, step_em, rows, mask_k, M, False, MASK_K, WANT_GRADS, STORE_RESIDUAL,
+        )  # fmt: skip
+
+    # The partial tile goes to the program whose turn it is.
+    mine = (tl.program_id(0) == n_tiles % tl.num_programs(0)) & (n_tiles * BLOCK_N < n_rows)
+    for _ in range(0, mine.to(tl.int32)):
+        first = tl.cast(n_tiles, tl.int64) * BLOCK_N
+        sums = add_tile(
+            sums, weight, bias,
+            input_ptr + first * step_x + offsets_x,
+            target_ptr + first * stride_yn + offsets_y,
+            residual_ptr + first * stride_en + offsets_e,
+            step_ym, step_em, rows < n_rows - first, mask_k, M, True, MASK_K, WANT_GRADS, STORE_RESIDUAL,
+        )  # fmt: skip
+
+    sums_ptr += tl.program_id(0) * LENGTH
+    tl.store(sums_ptr, tl.sum(sums[0], axis=0) * loss_scale)
+    if WANT_GRADS:
+        for m in tl.static_range(M):
+            tl.store(sums_ptr + 1 + m, tl.sum(sums[1 + m], axis=0) * grad_scale)
+            grad_weight = tl.sum(sums[1 + M + m], axis=0) * grad_scale
+            tl.store(sums_ptr + 1 + M + m * K + columns, grad_weight, mask=mask_k)
+
+
+def stride_units(input: Tensor) -> tuple[int, int]:
+    """Factors of X's strides that the compiler gets to know: K if the rows are packed, else what lets it align vectors.
+
+    The rest of each stride stays a run-time number, so that another N or another view seldom means another compilation.
+    """
+    stride_n, stride_k = input.stride()
+    return input.shape[1] if stride_n == input.shape[1] else math.gcd(stride_n, 16), math.gcd(stride_k, 16)
+
+
+def one_pass_vector(
+    input: Tensor,  # (N, K)
+    weight: Tensor,  # (M, K)
+    target: Tensor,  # (N, M)
+    bias: Tensor | None,  # (M,)
+    *,
+    config: Config,
+    programs: int,
+    loss_scale: float,
+    grad_scale: float,
+    want_grads: bool,
+    residual: Tensor | None,  # (N, M), written
+    input_precision: str = "ieee",
+) -> Tensor:
+    """Loss, bias gradient and weight gradient from one read of X and Y; for K <= 256, M <= 4, any strides.
+
+    Parameters
+    ----------
+    input, weight, target, bias
+        float64, float32, float16 or bfloat16, any strides.
+    config : Config
+        `block_n` rows a tile, `block_k` >= K columns.
+    programs : int
+        Size of the persistent grid. With 1, the result is written by the one launch.
+    loss_scale, grad_scale : float
+        What the sum of squares and the two gradients are multiplied by.
+    want_grads : bool
+        If False, only the loss is computed.
+    residual : Tensor or None
+        If given, receives E, unscaled, in its own dtype; any strides. The only argument that is written.
+    input_precision : str
+        Unused: there is no tensor-core product here.
+
+    Returns
+    -------
+    Tensor, shape (1 + M + M K,), or (1,) without gradients
+        [loss, grad_bias, grad_weight], float32 (float64 for float64). Bitwise reproducible for one `programs`.
+    """
+    n_rows, k = input.shape
+    m = weight.shape[0]
+    stride_xn, stride_xk = input.stride()
+    unit_xn, unit_xk = stride_units(input)
+    length = 1 + m + m * k if want_grads else 1
+    shape = length if programs == 1 else (programs, length)
+    sums = torch.empty(shape, dtype=accumulator_dtype(input.dtype), device=input.device)
+    written = target if residual is None else residual
+    # A persistent grid: program p takes tiles p, p + programs, ...
+    one_pass_vector_kernel[(programs,)](
+        input,
+        weight,
+        target,
+        input if bias is None else bias,
+        written,
+        sums,
+        n_rows,
+        stride_xn // unit_xn,
+        stride_xk // unit_xk,
+        weight.stride(0),
+        weight.stride(1),
+        target.stride(0),
+        target.stride(1),
+        0 if bias is None else bias.stride(0),
+        written.stride(0),
+        written.stride(1),
+        loss_scale,
+        grad_scale,
+        K=k,
+        M=m,
+        UNIT_XN=unit_xn,
+        UNIT_XK=unit_xk,
+        BLOCK_N=config.block_n,
+        BLOCK_K=config.block_k,
+        HAS_BIAS=bias is not None,
+        WANT_GRADS=want_grads,
+        STORE_RESIDUAL=residual is not None,
+        NUM_STAGES=config.num_stages,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        enable_fp_fusion=True,
+    )
+    return sums if programs == 1 else add_rows(sums)

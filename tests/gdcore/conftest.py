@@ -1,0 +1,24 @@
+import pytest
+from support import DEVICE
+
+import gdcore
+from gdcore import plan
+
+
+@pytest.fixture
+def every_shape_fused(monkeypatch):
+    """On the CPU small shapes go to stock; here they stream, in blocks so small that several workers have several each."""
+    for name, value in {"_STOCK_NUMBERS": 0, "_BLOCK_BYTES": 1 << 10, "_LEAST_ROWS": 7}.items():
+        monkeypatch.setattr(plan, name, value)
+    plan.plan_for.cache_clear()
+    yield
+    plan.plan_for.cache_clear()
+
+
+@pytest.fixture(params=["cpu", "triton"])
+def backend(request, every_shape_fused):
+    """Every fused backend that can run here: the streaming path on the CPU, the kernels on a GPU or interpreted."""
+    if request.param == "cpu" and DEVICE != "cpu":
+        pytest.skip("the tensors are on a GPU")
+    with gdcore.use_backend(request.param):
+        yield request.param

@@ -1,0 +1,100 @@
+"""The torch.library operators: PyTorch's own checks, and torch.compile without a graph break."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support import DEVICE, draw, leaves
+
+import gdcore
+from gdcore import ops
+
+WANTED = list(itertools.product((False, True), repeat=4))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("wanted", WANTED, ids=lambda w: "".join("iwtb"[i] if f else "-" for i, f in enumerate(w)))
+def test_opcheck(wanted, reduction):
+    t = draw(6, 3, 2)
+    for flag, v in zip(wanted, t.values(), strict=True):
+        v.requires_grad_(flag)
+    torch.library.opcheck(ops.linear_mse, (t["input"], t["weight"], t["target"], t["bias"], reduction, *wanted))
+
+
+@pytest.mark.parametrize("shape", [(7, 5, 3, 2), (5, 3, 2)], ids=["two leading dimensions", "one leading dimension"])
+def test_opcheck_without_bias_and_with_a_wider_target(shape):
+    *lead, k, m = shape
+    t = leaves(draw(lead, k, m, torch.bfloat16, bias=False, target_dtype=torch.float32))
+    torch.library.opcheck(ops.linear_mse, (t["input"], t["weight"], t["target"], None, "mean", True, True, True, False))
+
+
+def test_opcheck_of_the_backward_operator():
+    t = draw(6, 3, 2)
+    args = (torch.tensor(2.0, device=DEVICE), t["input"], t["weight"], t["target"], torch.randn(6, 2, device=DEVICE))
+    torch.library.opcheck(ops.linear_mse_backward, (*args, "mean", True, True, True, True))
+
+
+SMALL, LARGE = (65, 9, 4), (700, 60, 20)  # on a CPU the small one is stock's
+
+
+@pytest.mark.parametrize(
+    ("shape", "reduction", "backend"),
+    [
+        (SMALL, "mean", "aot_eager"),
+        (SMALL, "none", "aot_eager"),
+        (LARGE, "none", "aot_eager"),
+        (LARGE, "mean", "inductor"),
+    ],
+    ids=str,
+)
+def test_compiles_without_a_graph_break(shape, reduction, backend):
+    t = leaves(draw(*shape))
+    compiled = torch.compile(
+        lambda i, w, y, b: gdcore.linear_mse(i * 2, w, y, b, reduction=reduction) + 1, fullgraph=True, backend=backend
+    )
+    ours = torch.autograd.grad(compiled(*leaves_in_order(t)).sum(), list(t.values()))
+    stock = F.mse_loss(F.linear(t["input"] * 2, t["weight"], t["bias"]), t["target"], reduction=reduction) + 1
+    for a, b in zip(ours, torch.autograd.grad(stock.sum(), list(t.values())), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def leaves_in_order(t):
+    return t["input"], t["weight"], t["target"], t["bias"]
+
+
+def test_a_large_shape_compiles_to_the_operator():
+    graphs = []
+
+    def spy(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    t = leaves(draw(5000, 20, 3), ("weight",))
+    torch.compile(lambda: gdcore.linear_mse(*leaves_in_order(t)), fullgraph=True, backend=spy)()
+    assert any("gdcore.linear_mse" in str(node.target) for graph in graphs for node in graph.graph.nodes)
+
+
+def test_a_whole_training_step_compiles():
+    t = leaves(draw(5000, 20, 3), ("weight", "bias"))
+    module = gdcore.LinearMSELoss(20, 3, device=DEVICE)
+    with torch.no_grad():
+        module.weight.copy_(t["weight"])
+        module.bias.copy_(t["bias"])
+    losses = []
+    for function in (torch.compile(module, fullgraph=True, backend="aot_eager"), module):
+        module.zero_grad()
+        loss = function(t["input"], t["target"])
+        loss.backward()
+        losses.append((loss.detach(), module.weight.grad.clone()))
+    torch.testing.assert_close(losses[0], losses[1])
+
+
+def test_dynamic_shapes_do_not_recompile_for_every_size():
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(lambda i, w, y: gdcore.linear_mse(i, w, y), fullgraph=True, backend=counter, dynamic=True)
+    w = torch.randn(3, 20, device=DEVICE, requires_grad=True)
+    for n in (4000, 5000, 6001, 7003):
+        compiled(torch.randn(n, 20, device=DEVICE), w, torch.randn(n, 3, device=DEVICE)).backward()
+    assert counter.frame_count == 1

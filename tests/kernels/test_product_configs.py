@@ -1,0 +1,57 @@
+"""The table of the tiled products: the configuration for a shape, and the parts of the rows."""
+
+import pytest
+import torch
+from gdcore.kernels.configs import REDUCED, Config, default_split, product_config
+from gdcore.kernels.shipped_products import product_variants
+from hypothesis import given
+from hypothesis import strategies as st
+from support import DTYPES
+
+FAMILIES = list(REDUCED)
+SIZES = st.integers(1, 10**8)
+
+
+@given(st.sampled_from(FAMILIES), st.sampled_from([80, 86, 90, 100, 120]), st.sampled_from(DTYPES), SIZES, SIZES, SIZES)
+def test_blocks_are_powers_of_two_no_longer_than_the_dimension_needs(family, arch, dtype, n, k, m):
+    config = product_config(family, arch, dtype, n, k, m)
+    for block, size in ((config.block_n, n), (config.block_k, k), (config.block_m, m)):
+        assert block.bit_count() == 1
+        assert 16 <= block < max(33, 2 * size)
+    assert config.num_warps in (4, 8)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_output_gets_narrow_tiles(family):
+    assert product_config(family, 90, torch.bfloat16, 10**6, 4096, 1).block_m == 16
+
+
+def test_few_tiles_are_halved():
+    large = product_config("forward", 90, torch.bfloat16, 8192, 8192, 8192)
+    few = product_config("forward", 90, torch.bfloat16, 512, 8192, 512)
+    assert (few.block_n, few.block_m) < (large.block_n, large.block_m)
+
+
+@pytest.mark.parametrize("arch", [75, 86, 89, 120])
+def test_other_architectures_are_served_by_the_table_with_the_least_shared_memory(arch):
+    shape = (8192, 8192, 8192)
+    assert product_config("forward", arch, torch.float16, *shape) == product_config(
+        "forward", 80, torch.float16, *shape
+    )
+
+
+@given(SIZES, st.integers(1, 10**5), st.integers(1, 10**5), st.integers(1, 200))
+def test_parts_fill_two_waves_at_most_and_are_long_enough(n, k, m, multiprocessors):
+    config = Config(64, 128, 128, 8, 3)
+    split = default_split(n, k, m, config, multiprocessors)
+    tiles = -(-m // 128) * -(-k // 128)
+    assert split >= 1
+    assert split == 1 or (tiles * split <= 2 * multiprocessors and n / split > 3 * 64)
+
+
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_every_shipped_variant_names_all_arguments_once(arch):
+    variants = product_variants(arch)
+    assert len({v.name for v in variants}) == len(variants)
+    for v in variants:
+        assert sorted([*v.arguments, *v.constants]) == sorted(v.kernel.arg_names)
