@@ -91,6 +91,8 @@ BOTH = ("input", "weight")
 CPU_QUICK = (
     Case("D", 100, 2, 1),
     Case("D", 1_000, 10, 1),
+    Case("A", 50_000, 8, 1, seconds=2.0),
+    Case("A", 20_000, 64, 10, seconds=2.0),
     Case("A", 10_000_000, 2, 1),
     Case("A", 2_000_000, 64, 1),
     Case("A", 500_000, 256, 1),

@@ -1,5 +1,6 @@
 """Where it runs: processor, device, versions, commit, free memory."""
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -90,8 +91,6 @@ def free_bytes(device: torch.device) -> int | None:
     available = _first_field("/proc/meminfo", "MemAvailable")
     known = [int(available.split()[0]) * 1024] if available else []
     group = Path("/sys/fs/cgroup")  # a container's own limit
-    try:
+    with contextlib.suppress(OSError, ValueError):  # no such file, or the limit is the word "max"
         known.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):  # no such file, or the limit is the word "max"
-        pass
     return min(known, default=None)

@@ -49,6 +49,11 @@ def exact(case: Case, tensors: Tensors) -> Named:
     return named(case, bind(reference.linear_mse, case, widened)())
 
 
+def stock(case: Case, tensors: Tensors) -> Named:
+    """Loss and wanted gradients in the case's own dtype, from the stock composition."""
+    return named(case, bind(reference.linear_mse, case, tensors)())
+
+
 def named(case: Case, outputs: tuple[Tensor, ...]) -> Named:
     """A call's outputs by name: loss, then the wanted gradients."""
     return dict(zip(("loss", *case.wanted), (t.detach() for t in outputs), strict=True))
@@ -62,16 +67,16 @@ def errors_of(outputs: Named, truth: Named) -> dict[str, float]:
     }
 
 
-def check(case: Case, call: Call, truth: Named, stock: Named) -> Parity:
+def check(case: Case, call: Call, truth: Named, stock_outputs: Named) -> Parity:
     """Runs the call twice: the second result is judged, so that state left by the first would show."""
     call()
     outputs = named(case, call())
-    errors, stock_errors = errors_of(outputs, truth), errors_of(stock, truth)
+    errors, stock_errors = errors_of(outputs, truth), errors_of(stock_outputs, truth)
     failures = []
     for name, error in errors.items():
         limit = FACTOR * stock_errors[name] + FLOOR[case.dtype]
-        if outputs[name].dtype != stock[name].dtype:
-            failures.append(f"{name} has dtype {outputs[name].dtype}, stock's has {stock[name].dtype}")
+        if outputs[name].dtype != stock_outputs[name].dtype:
+            failures.append(f"{name} has dtype {outputs[name].dtype}, stock's has {stock_outputs[name].dtype}")
         if not error <= limit:  # a NaN fails too
             failures.append(f"{name} is off by {error:.1e} (stock {stock_errors[name]:.1e}, allowed {limit:.1e})")
     return Parity(errors, stock_errors, failures)

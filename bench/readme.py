@@ -56,9 +56,8 @@ def shown(text: str) -> str:
 
 def block(document: Mapping, source: str) -> str:
     """The README's figures in Markdown; `source` is the result file as the README links it."""
-    machine, rows = document["machine"], list(document["cases"].values())
+    rows = list(document["cases"].values())
     parts = [
-        f"![Speed against stock PyTorch, {words.device_label(machine)}]({PICTURE.as_posix()})",
         f"{provenance(document)} Every sample is in [{source}]({source}).",
         speed_table(rows),
         "\n".join(f"- {sentence}" for sentence in words.findings(document)),
@@ -95,8 +94,8 @@ def speed_table(rows: Sequence[Mapping]) -> str:
     lines = []
     for row in rows:
         if not row.get("comparisons"):
-            why = row.get("skipped") or row.get("failed") or "no stock figure"
-            lines.append([words.shape(row), words.wanted(row), "", "", "", "", "", why])
+            why = row.get("skipped") or row.get("failed")
+            lines.append([words.shape(row), words.wanted(row), "", "", "", "", "", "", why])
             continue
         against = row["comparisons"][STOCK]
         peers = [row["peers"].get(name, {}) for name in (STOCK, COMPILED, OURS)]
@@ -105,6 +104,7 @@ def speed_table(rows: Sequence[Mapping]) -> str:
             [
                 words.shape(row),
                 words.wanted(row),
+                row["plan"]["path"],
                 *medians,
                 f"{words.times(against['speedup'])} ({against['low']:.2f} to {against['high']:.2f})",
                 words.times(row["best"]["speedup"]),
@@ -114,6 +114,7 @@ def speed_table(rows: Sequence[Mapping]) -> str:
     heads = [
         "N × K × M",
         "gradients",
+        "path",
         "stock",
         "torch.compile",
         "gdcore",
@@ -171,7 +172,7 @@ def predicted_table(rows: Sequence[Mapping]) -> str:
             words.duration(row["stock_floor_seconds"]),
             row["bound_by"],
         ]
-        for row in rows
+        for row in words.shown_predictions(rows)
     ]
     heads = ["N × K × M", "gradients", "path", "moves", "stock moves", "floor", "stock's floor", "bound by"]
     return f"**Predicted, not measured**, for one {rows[0]['device']}:\n\n{markdown_table(heads, lines)}"
@@ -192,18 +193,23 @@ def draw(document: Mapping, path: Path) -> None:
         for offset, name in ((-0.19, OURS), (0.19, COMPILED)):
             ratios = [_ratio(row, name) for row in rows]
             places = [place + offset for place in range(len(rows))]
-            axes.barh(
-                places, [ratio or 0.0 for ratio in ratios], height=0.36, color=COLOURS[name], label=words.TITLES[name]
+            bars = axes.barh(
+                places,
+                [ratio or 0.0 for ratio in ratios],
+                height=0.36,
+                color=COLOURS[name],
+                label=words.TITLES[name],
             )
-            for place, ratio in zip(places, ratios, strict=True):
-                text = words.times(ratio) if ratio else "failed"
-                axes.text((ratio or 0.0) + 0.04, place, text, va="center", fontsize=8, color="#333333")
-        axes.axvline(1, color="#333333", linewidth=1)
+            texts = [words.times(ratio) if ratio else "failed" for ratio in ratios]
+            axes.bar_label(bars, texts, padding=3, fontsize=8, color="#333333")
+        axes.axvline(1, color="#333333", linewidth=1, linestyle="--", zorder=0, label="stock")
         axes.set_yticks(range(len(rows)), [words.label(row) for row in rows])
         axes.invert_yaxis()
-        axes.set_xlabel("times as fast as stock PyTorch (eager), loss and gradients; 1 is stock, longer is faster")
-        axes.set_title(f"linear + MSE, N × K × M: {words.device_label(machine)} figures", loc="left", fontweight="bold")
-        axes.legend(loc="lower right", frameon=False)
+        axes.margins(x=0.08)
+        axes.set_xlabel("times as fast as stock PyTorch: loss and gradients, longer is faster")
+        title = f"linear + MSE, N × K × M  ({words.device_label(machine)})"
+        axes.set_title(title, loc="left", fontweight="bold", pad=24)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, borderaxespad=0.2)
         figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 

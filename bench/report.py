@@ -15,6 +15,8 @@ from .peers import COMPILED, OURS, STOCK
 
 COLOURS = {"FASTER": "green", "SLOWER": "red", "SAME": "cyan", "UNSURE": "yellow"}
 
+TABLE_WIDTH = 104
+
 
 def make_console() -> Console:
     """Wide enough for the tables when the output is a file or a pipe."""
@@ -107,8 +109,6 @@ def case_line(row: Mapping) -> str:
         return f"skipped: {row['skipped']}"
     if row["failed"]:
         return f"PARITY FAILS, no speed: {row['failed']}"
-    if STOCK not in row["comparisons"]:
-        return "no stock figure"
     comparison = row["comparisons"][STOCK]
     return f"parity ok; {words.times(comparison['speedup'])} stock's speed, {comparison['verdict']}"
 
@@ -157,7 +157,7 @@ def speed_table(rows: Sequence[Mapping], machine: Mapping) -> Table:
     """Medians with their spread, and the verdict against stock."""
     table = _table(
         f"Speed: loss and gradients, median and p20 to p80; {words.device_label(machine)}",
-        "N × K × M\n[dim]wanted[/]",
+        "N × K × M\n[dim]wanted, path[/]",
         "stock",
         "compile",
         "gdcore",
@@ -171,7 +171,7 @@ def speed_table(rows: Sequence[Mapping], machine: Mapping) -> Table:
     for row in words.timed(rows):
         against, best = row["comparisons"][STOCK], row["best"]
         table.add_row(
-            f"{words.shape(row)}\n[dim]{words.wanted(row)}[/]",
+            f"{words.shape(row)}\n[dim]{words.wanted(row)}, {row['plan']['path']}[/]",
             *(_timing(row["peers"].get(name, {})) for name in (STOCK, COMPILED, OURS)),
             f"{words.times(against['speedup'])}\n[dim]{against['low']:.2f}–{against['high']:.2f}[/]",
             words.times(best["speedup"]),
@@ -217,7 +217,7 @@ def predicted_table(rows: Sequence[Mapping]) -> Table:
         "occupancy",
         caption="Floor: bytes over bandwidth or FLOPs over rate, whichever is longer; a real call takes longer.",
     )
-    for row in rows:
+    for row in words.shown_predictions(rows):
         resources = row["resources"] or {}
         occupancy = resources.get("occupancy")
         table.add_row(
@@ -236,33 +236,30 @@ def training_table(rows: Sequence[Mapping]) -> Table:
     """Stock and fused side by side on real data."""
     table = _table(
         "Training on real data: the same loop with one line changed",
-        "data",
-        "updates",
+        "data\n[dim]updates[/]",
         "with",
-        "first loss",
         "last loss",
         "accuracy or R²",
         "time",
-        "path",
-        "losses differ by",
+        "losses\ndiffer by",
+        "",
     )
     for row in rows:
         if "unavailable" in row:
-            table.add_row(row["dataset"], *[""] * 7, f"[yellow]{escape(row['unavailable'])}[/]")
+            table.add_row(row["dataset"], *[""] * 5, f"[yellow]{escape(row['unavailable'])}[/]")
             continue
-        verdict = "[red]TOO MUCH[/]" if row["problems"] else "[green]same[/]"
-        for name in (STOCK, OURS):
+        firsts = (row["dataset"], f"[dim]{row['updates']:,}[/]")
+        lasts = (words.difference(row["loss_difference"]), "[red]DIFFERS[/]" if row["problems"] else "[green]same[/]")
+        for name, first, (differ, verdict) in zip((STOCK, OURS), firsts, (("", ""), lasts), strict=True):
             run = row[name]
             table.add_row(
-                row["dataset"] if name == STOCK else "",
-                f"{row['updates']:,}" if name == STOCK else "",
-                words.TITLES[name],
-                f"{row['first_loss']:.6g}",
+                first,
+                words.TITLES[name] if name == STOCK else f"{words.TITLES[name]} [dim]({row['path']['name']} path)[/]",
                 f"{run['final_loss']:.6g}",
                 f"{row['metric']} {run['score']:.4f}",
                 words.duration(run["seconds"]),
-                "" if name == STOCK else row["path"]["name"],
-                "" if name == STOCK else f"{words.difference(row['loss_difference'])}: {verdict}",
+                differ,
+                verdict,
             )
     return table
 
@@ -278,16 +275,20 @@ def summary(console: Console, document: Mapping) -> None:
     """All tables, then the findings in words."""
     rows = list(document["cases"].values())
     machine = document["machine"]
-    console.print()
+    tables = []
     if rows:
-        console.print(parity_table(rows))
-        console.print(speed_table(rows, machine))
+        tables += [parity_table(rows), speed_table(rows, machine)]
     if document["memory"]:
-        console.print(memory_table(document["memory"], machine))
+        tables.append(memory_table(document["memory"], machine))
     if document["predicted"]:
-        console.print(predicted_table(document["predicted"]))
+        tables.append(predicted_table(document["predicted"]))
     if document["training"]:
-        console.print(training_table(list(document["training"].values())))
+        tables.append(training_table(list(document["training"].values())))
+    console.print()
+    # On a narrow terminal lines wrap, but no figure is cut off.
+    wide = Console(file=console.file, width=max(console.width, TABLE_WIDTH), force_terminal=console.is_terminal)
+    for table in tables:
+        wide.print(table)
     console.print("[bold]What this run found[/]" + ("" if machine["device"] == "cuda" else " (CPU figures)"))
     for sentence in words.findings(document):
         console.print(f"  - {escape(sentence)}", soft_wrap=True)

@@ -18,10 +18,9 @@ def operands(request: pytest.FixtureRequest) -> tuple[Case, Tensors]:
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
 def test_speed(benchmark, operands: tuple[Case, Tensors], peer: Peer) -> None:
     case, tensors = operands
-    stock = parity.named(case, bind(PEERS[0].prepare(), case, tensors)())
     try:
         call = bind(peer.prepare(), case, tensors)
-        found = parity.check(case, call, parity.exact(case, tensors), stock)
+        found = parity.check(case, call, parity.exact(case, tensors), parity.stock(case, tensors))
     except Exception as error:
         if peer.name != "compile":
             raise

@@ -40,7 +40,7 @@ def three_digits(value: float) -> str:
 def size(count: float) -> str:
     """Bytes in binary units: 3.2 MiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
+        if count < 999.5 or unit == "GiB":
             return f"{count:.0f} {unit}" if unit == "B" or count >= 99.95 else f"{count:.1f} {unit}"
         count /= 1024
     raise AssertionError
@@ -83,6 +83,11 @@ def device_label(machine: Mapping) -> str:
     if machine["device"] == "cuda":
         return machine["gpu"]
     return f"CPU, {machine['cores']} core{'s' if machine['cores'] != 1 else ''}"
+
+
+def shown_predictions(rows: Sequence[Mapping]) -> list[Mapping]:
+    """The predicted rows that tables show: those of the weight's gradient alone. Result files hold all of them."""
+    return [row for row in rows if row["wanted"] == ["weight"]]
 
 
 def timed(rows: Sequence[Mapping]) -> list[Mapping]:
@@ -163,6 +168,10 @@ def _memory(rows: Sequence[Mapping]) -> list[str]:
     return sentences
 
 
+def _same(relative: float) -> str:
+    return f"losses differ by at most {difference(relative)}" if relative else "the same losses to the last bit"
+
+
 def _training(rows) -> list[str]:
     sentences = []
     for row in rows:
@@ -171,8 +180,7 @@ def _training(rows) -> list[str]:
             continue
         stock, ours = row[STOCK], row[OURS]
         sentences.append(
-            f"Training on {row['dataset']}, {row['updates']:,} updates: losses differ by at most "
-            f"{difference(row['loss_difference'])}; "
+            f"Training on {row['dataset']}, {row['updates']:,} updates: {_same(row['loss_difference'])}; "
             f"{row['metric']} {stock['score']:.4f} with stock, {ours['score']:.4f} with gdcore; "
             f"{duration(stock['seconds'])} and {duration(ours['seconds'])}."
             + (f" gdcore leaves this to stock: {row['path']['why']}." if row["path"]["name"] == "stock" else "")

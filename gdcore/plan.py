@@ -208,7 +208,7 @@ def _with_cost(plan: Plan, target_dtype: torch.dtype, wanted: Wanted, reduction:
     products = 1 + wanted.input + wanted.weight
     read, written, workspace = x + y + w, (e if reduction == "none" else 0), 0
     if plan.path == "stock":  # prediction; loss; its gradient; the products that the chain rule asks for
-        read += e + y + (e + y) * any(wanted) + (x + e) * wanted.weight + (w + e) * wanted.input
+        read += e + (e + y) * any(wanted) + (x + e) * wanted.weight + (w + e) * wanted.input
         written += e + e * any(wanted)
         workspace = 2 * e
     else:

@@ -1,4 +1,7 @@
-"""Tile configurations as data, by kernel family, architecture and element size. Policy (which family for which shape) is gdcore/plan.py's."""
+"""Tile configurations as data, by kernel family, architecture and element size.
+
+Policy (which family for which shape) is gdcore/plan.py's.
+"""
 
 import math
 from collections.abc import Mapping
@@ -19,7 +22,8 @@ class Config:
 
 
 # ONE_PASS: loss and gradients from one read of X and Y.
-# Every family needs 40 kB or more of loads in flight on a multiprocessor, and no spills.
+# Each wants 40 kB or more of loads in flight on a multiprocessor, and no spills; only float64 and the largest M of
+# one_pass_rows, whose accumulators fill the registers, get less (24 kB or more).
 
 VECTOR_BYTES = 16  # the widest load
 ROWS_GROUP_BYTES = 256  # of the X that a lane of one_pass_rows holds, as the accumulator sees it: 64 registers
@@ -39,8 +43,8 @@ ONE_PASS_VECTOR = {
 
 # one_pass_dot: by architecture and element size, then BLOCK_K: (block_n, stages, warps).
 _DOT_WIDE = {
-    8: {16: (32, 3, 4), 32: (32, 3, 4), 64: (16, 3, 4), 128: (16, 2, 4), 256: (16, 2, 4)},
-    4: {16: (64, 4, 4), 32: (64, 3, 4), 64: (32, 4, 4), 128: (32, 2, 4), 256: (16, 2, 4)},
+    8: {16: (32, 3, 4), 32: (16, 4, 4), 64: (16, 3, 4), 128: (16, 2, 4), 256: (16, 2, 4)},
+    4: {16: (64, 4, 4), 32: (32, 4, 4), 64: (16, 4, 4), 128: (16, 3, 4), 256: (16, 3, 8)},
 }
 ONE_PASS_DOT = {
     80: {**_DOT_WIDE, 2: {16: (128, 5, 4), 32: (64, 4, 4), 64: (32, 4, 4), 128: (32, 4, 4), 256: (16, 4, 4)}},
@@ -131,8 +135,16 @@ PRODUCT: dict[tuple[str, str], dict[int, Config]] = {
         100: Config(128, 128, 64, 8, 3),
     },
     ("backward_input", "wide"): dict.fromkeys((80, 90, 100), Config(128, 128, 32, 8, 3)),
-    ("backward_weight", "float64"): dict.fromkeys((80, 90, 100), Config(16, 64, 64, 8, 3)),
-    ("backward_weight", "float32"): dict.fromkeys((80, 90, 100), Config(32, 128, 64, 8, 3)),
+    ("backward_weight", "float64"): {
+        80: Config(16, 64, 64, 8, 3),
+        90: Config(16, 64, 64, 8, 3),
+        100: Config(16, 64, 64, 4, 3),
+    },
+    ("backward_weight", "float32"): {
+        80: Config(16, 128, 64, 8, 3),
+        90: Config(32, 128, 64, 8, 3),
+        100: Config(32, 128, 64, 8, 3),
+    },
     ("backward_weight", "tf32"): dict.fromkeys((80, 90, 100), Config(32, 128, 128, 8, 3)),
     ("backward_weight", "half"): {
         80: Config(32, 128, 128, 8, 4),
@@ -202,10 +214,7 @@ def product_config(
         ):
             block[longest] //= 2
             longest = max(first, second, key=block.get)
-    share = getattr(config, first) * getattr(config, second) // (block[first] * block[second])
-    if family == "backward_weight":
-        share = config.block_m // block["block_m"]  # the sums for the bias gradient span block_n x block_m
-    return Config(**block, num_warps=max(4, config.num_warps // share), num_stages=config.num_stages)
+    return Config(**block, num_warps=config.num_warps, num_stages=config.num_stages)
 
 
 def default_split(n: int, k: int, m: int, config: Config, multiprocessors: int) -> int:

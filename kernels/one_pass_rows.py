@@ -172,7 +172,7 @@ def one_pass_rows_kernel(
     # The partial tile goes to the program whose turn it is: one row a lane, at most ROWS rounds.
     mine = (tl.program_id(0) == n_tiles % tl.num_programs(0)).to(tl.int32)
     done = n_tiles * (LANES * ROWS)
-    for i in range(0, tl.cdiv(n_rows - done, LANES) * mine):
+    for i in range(tl.cdiv(n_rows - done, LANES) * mine):
         first = tl.cast(done, tl.int64) + i * LANES
         mask = lanes < n_rows - first
         row = ()

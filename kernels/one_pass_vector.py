@@ -149,7 +149,7 @@ def one_pass_vector_kernel(
 
     # The partial tile goes to the program whose turn it is.
     mine = (tl.program_id(0) == n_tiles % tl.num_programs(0)) & (n_tiles * BLOCK_N < n_rows)
-    for _ in range(0, mine.to(tl.int32)):
+    for _ in range(mine.to(tl.int32)):
         first = tl.cast(n_tiles, tl.int64) * BLOCK_N
         sums = add_tile(
             sums, weight, bias,

@@ -23,5 +23,12 @@ def test_a_probe_that_fails_says_why():
 
 
 @linux
+def test_an_earlier_peak_is_not_counted():
+    del_me = torch.ones(100_000_000)
+    del del_me
+    assert memory.measure_here(Case("B", 1_000, 2, 32), STOCK, torch.device("cpu")) < 20_000_000
+
+
+@linux
 def test_the_peak_is_at_least_one_big_temporary():
     assert memory.measure_here(Case("B", 400_000, 2, 32), STOCK, torch.device("cpu")) > 4 * 400_000 * 32

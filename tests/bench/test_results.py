@@ -32,6 +32,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 def test_resuming_keeps_what_is_there(tmp_path):
     new(tmp_path / "a.json").put("cases", {"n": 1}, "first")
     again = Results.resumed(tmp_path / "a.json", tmp_path / "b.json", **HERE)
+    assert (tmp_path / "b.json").exists(), "what cannot be written must show before the work"
     again.put("cases", {"n": 2}, "second")
     assert list(read(tmp_path / "b.json")["cases"]) == ["first", "second"]
     assert list(read(tmp_path / "a.json")["cases"]) == ["first"]

@@ -84,7 +84,8 @@ def test_verdicts_follow_from_intervals(low, high, expected):
 def test_a_known_ratio_is_found_with_an_interval_around_it():
     noise = np.random.default_rng(0).normal(1, 0.02, size=(2, 21))
     found = compare(noise[0].tolist(), (2 * noise[1]).tolist(), "stock")
-    assert found.low < 2 < found.high and found.high - found.low < 0.2 and found.verdict == "FASTER"
+    assert found.low < found.speedup < found.high and found.low < 2 < found.high
+    assert found.high - found.low < 0.2 and found.verdict == "FASTER"
 
 
 def test_the_same_samples_are_the_same():

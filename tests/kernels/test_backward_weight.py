@@ -147,16 +147,19 @@ def test_any_shape_dtype_layout_and_split(shape, dtype, layouts, matrix, split):
 
 
 COMPILE = """
+import dataclasses, sys
 import gdcore
 from gdcore.kernels.compiled import compile_kernel
 from gdcore.kernels.shipped_products import product_variants
 [variant] = [v for v in product_variants(90) if v.name == "backward_weight half"]
-print(compile_kernel(variant, 90).asm["sass"])
+constants = variant.constants | {"BLOCK_K": int(sys.argv[1])}
+print(compile_kernel(dataclasses.replace(variant, constants=constants), 90).asm["sass"])
 """
 
 
-def test_hoppers_tensor_cores_do_not_wait_after_every_instruction():
-    # A branch in the loop, for the bias gradient, makes the assembler put a wait behind each matrix instruction.
+@pytest.mark.parametrize("block_k", [128, 256])
+def test_hoppers_tensor_cores_do_not_wait_after_every_instruction(block_k):
+    # Adding E up across threads, under a branch in the loop, makes the assembler put a wait behind each of them.
     environment = os.environ | {"TRITON_INTERPRET": "0"}
     sass = subprocess.run(
         [sys.executable, "-c", COMPILE], env=environment, check=True, capture_output=True, text=True

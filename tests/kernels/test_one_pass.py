@@ -1,11 +1,13 @@
 """The one-pass kernels: loss, bias gradient, weight gradient and residual from one read of X and Y."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from gdcore.kernels.common import accumulator_dtype
-from gdcore.kernels.configs import Config, one_pass_config, rows_per_tile
+from gdcore.kernels.configs import Config, one_pass_config, rows_group, rows_per_tile
 from gdcore.kernels.one_pass_dot import one_pass_dot
 from gdcore.kernels.one_pass_rows import one_pass_rows
 from gdcore.kernels.one_pass_vector import one_pass_vector
@@ -17,7 +19,7 @@ from support import DEVICE, DTYPES
 KERNELS = {"rows": one_pass_rows, "vector": one_pass_vector, "dot": one_pass_dot}
 # N, K, M: one row; a row short of, exactly and one past whole tiles; K and M that are no powers of two.
 SHAPES = {
-    "rows": [(1, 1, 1), (1023, 1, 1), (257, 2, 1), (128, 3, 1), (300, 5, 3), (515, 16, 2), (130, 8, 4), (129, 15, 2)],
+    "rows": [(1, 1, 1), (1023, 1, 1), (257, 2, 1), (128, 3, 1), (150, 5, 3), (67, 16, 2), (33, 8, 4), (129, 15, 2)],
     "vector": [(1, 1, 1), (33, 3, 1), (70, 100, 4), (48, 64, 2), (17, 256, 3)],
     "dot": [(1, 1, 1), (33, 20, 16), (70, 100, 5), (17, 256, 3), (64, 16, 16)],
 }
@@ -106,7 +108,7 @@ def test_a_float32_target_beside_narrow_input_is_read_in_full(case, dtype):
     check(family, *operands(*shape, dtype, target_dtype=torch.float32))
 
 
-@pytest.mark.parametrize("programs", [1, 2, 50])
+@pytest.mark.parametrize("programs", [1, 2, 11])
 @pytest.mark.parametrize("case", ODD, ids=shape_id)
 def test_any_number_of_programs_and_no_bias(case, programs):
     family, *shape = case
@@ -114,13 +116,13 @@ def test_any_number_of_programs_and_no_bias(case, programs):
 
 
 @pytest.mark.parametrize("case", ODD, ids=shape_id)
-def test_without_gradients_only_the_loss_is_returned_and_is_the_same(case):
+def test_without_gradients_only_the_loss_is_returned_and_is_the_same_to_rounding(case):
     family, *shape = case
     tensors = operands(*shape, torch.float32)
     for programs in (1, 4):
         alone = launch(family, *tensors, programs=programs, want_grads=False)
         assert alone.shape == (1,)
-        assert torch.equal(alone[0], launch(family, *tensors, programs=programs)[0])
+        torch.testing.assert_close(alone[0], launch(family, *tensors, programs=programs)[0], rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("case", ODD, ids=shape_id)
@@ -132,6 +134,7 @@ def test_repeats_are_bitwise_equal(case):
     assert torch.equal(first[1], second[1])
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # NumPy, where it interprets
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
 @pytest.mark.parametrize("where", ["input", "last input row", "weight", "target", "bias"])
 @pytest.mark.parametrize("case", ODD, ids=shape_id)
@@ -207,20 +210,30 @@ def test_any_shape_and_strides(family, data):
     check(family, x, w, y, b, programs=data.draw(st.integers(1, 9), "programs"))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_lane_of_rows_owns_whole_vectors_that_fit_its_registers(dtype):
+    for k in range(1, 17):
+        rows, vector = rows_group(k, dtype.itemsize)
+        assert rows * k % vector == 0
+        assert vector * dtype.itemsize in (8, 16)
+        assert rows * k * max(dtype.itemsize, 4) <= 256
+        assert rows_per_tile("rows", Config(block_n=64), k, dtype) == 64 * rows
+
+
 @pytest.mark.parametrize("arch", [75, 80, 86, 90, 100, 120])
 def test_every_supported_shape_has_a_configuration(arch):
-    for dtype in DTYPES:
-        for k in range(1, 257):
-            for m in range(1, 17):
-                if k <= 16 and m <= 4 and m * k <= 32:
-                    config = one_pass_config("rows", arch, dtype, k, m)
-                    tile = rows_per_tile("rows", config, k, dtype) * k * dtype.itemsize
-                    assert tile % (16 * 32 * config.num_warps) == 0 or k * dtype.itemsize * config.block_n == tile
-                if m <= 4:
-                    config = one_pass_config("vector", arch, dtype, k, m)
-                    assert config.block_k >= k
-                    assert config.block_n & (config.block_n - 1) == 0
-                config = one_pass_config("dot", arch, dtype, k, m)
-                assert config.block_k >= max(k, 16)
-    with pytest.raises(ValueError, match="family is 'tiles'"):
-        one_pass_config("tiles", arch, torch.float32, 1, 1)
+    for dtype, k, m in itertools.product(DTYPES, range(1, 257), range(1, 17)):
+        families = {"dot": 16}
+        if m <= 4:
+            families["vector"] = 1
+        if k <= 16 and m <= 4 and m * k <= 32:
+            families["rows"] = 0
+        for family, least in families.items():
+            config = one_pass_config(family, arch, dtype, k, m)
+            assert config.block_n & (config.block_n - 1) == 0 < config.block_n
+            assert config.block_k >= max(k, least) if least else config.block_n >= 32 * config.num_warps
+
+
+def test_an_unknown_family_is_refused():
+    with pytest.raises(ValueError, match="family is 'tiles', must be"):
+        one_pass_config("tiles", 90, torch.float32, 1, 1)

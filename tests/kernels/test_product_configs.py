@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import triton.language as tl
 from gdcore.kernels.configs import REDUCED, Config, default_split, product_config
 from gdcore.kernels.shipped_products import product_variants
 from hypothesis import given
@@ -18,12 +19,11 @@ def test_blocks_are_powers_of_two_no_longer_than_the_dimension_needs(family, arc
     for block, size in ((config.block_n, n), (config.block_k, k), (config.block_m, m)):
         assert block.bit_count() == 1
         assert 16 <= block < max(33, 2 * size)
-    assert config.num_warps in (4, 8)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_output_gets_narrow_tiles(family):
-    assert product_config(family, 90, torch.bfloat16, 10**6, 4096, 1).block_m == 16
+    assert product_config(family, 90, torch.bfloat16, 10**6, 4096, 1).block_m <= 32
 
 
 def test_few_tiles_are_halved():
@@ -55,3 +55,11 @@ def test_every_shipped_variant_names_all_arguments_once(arch):
     assert len({v.name for v in variants}) == len(variants)
     for v in variants:
         assert sorted([*v.arguments, *v.constants]) == sorted(v.kernel.arg_names)
+
+
+@pytest.mark.parametrize("variant", product_variants(90), ids=lambda v: v.name)
+def test_scales_are_declared_float64(variant):
+    # Undeclared, a float argument reaches compiled code as float32; the interpreter cannot tell.
+    scales = {"scale", "loss_scale"} & set(variant.arguments)
+    assert scales
+    assert all(variant.kernel.fn.__annotations__[name] is tl.float64 for name in scales)

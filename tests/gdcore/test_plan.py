@@ -1,0 +1,172 @@
+"""The plan: the path of every shape, and bytes and FLOPs against counts by hand. No GPU is needed."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import gdcore
+from gdcore.backends import NOTHING, Wanted
+from gdcore.devices import A100, B200, CPU, H200
+from gdcore.plan import plan_for
+
+ONLY_WEIGHT = Wanted(False, True, False, False)
+EVERYTHING = Wanted(True, True, True, True)
+FLOAT32 = 4
+
+
+def on_h200(n, k, m, **options):
+    return plan_for(n, k, m, device=H200, **options)
+
+
+@pytest.mark.parametrize(
+    ("shape", "path"),
+    [
+        ((100, 2, 1), "one_pass_rows"),
+        ((10**8, 2, 1), "one_pass_rows"),
+        ((1000, 16, 2), "one_pass_rows"),
+        ((1000, 16, 3), "one_pass_vector"),
+        ((1000, 17, 1), "one_pass_vector"),
+        ((1000, 256, 4), "one_pass_vector"),
+        ((1000, 256, 5), "one_pass_dot"),
+        ((1000, 256, 16), "one_pass_dot"),
+        ((1000, 257, 1), "tiled"),
+    ],
+    ids=str,
+)
+def test_paths_of_skinny_shapes_on_a_gpu(shape, path):
+    assert on_h200(*shape).path == path
+
+
+def test_products_limited_by_arithmetic_are_the_librarys():
+    assert on_h200(8192, 4096, 4096, dtype=torch.bfloat16).path == "library"
+    assert on_h200(8192, 4096, 4096, dtype=torch.float64).path == "library"
+    assert on_h200(10**6, 64, 64, dtype=torch.bfloat16).path == "tiled"
+
+
+def test_rows_need_contiguous_tensors():
+    assert on_h200(1000, 3, 1, contiguous=False).path == "one_pass_vector"
+
+
+def test_no_reduction_forms_the_squares_in_the_tiled_product():
+    assert on_h200(10**6, 2, 1, reduction="none").path == "tiled"
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_tiny_shapes_and_full_results_are_stocks_on_a_cpu(reduction):
+    assert plan_for(100, 2, 1, reduction=reduction).path == "stock"
+    assert plan_for(10**7, 2, 1, reduction=reduction).path == ("stock" if reduction == "none" else "streaming")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_types_never_go_to_stock_which_rounds_the_prediction(dtype):
+    assert plan_for(100, 2, 1, dtype=dtype).path == "streaming"
+
+
+def test_bytes_of_the_one_pass_kernel_by_hand():
+    n, k, m = 10**6, 2, 1
+    plan = on_h200(n, k, m, wanted=ONLY_WEIGHT)
+    partials = plan.programs * (1 + m * k) * FLOAT32  # the loss and dW of every program
+    assert plan.bytes_read == n * (k + m) * FLOAT32 + m * k * FLOAT32 + partials
+    assert plan.bytes_written == partials + m * k * FLOAT32
+    assert plan.workspace_bytes == partials
+    assert plan.flops == 2 * (2 * n * k * m) + 3 * n * m
+    assert not plan.store_residual
+
+
+def test_bytes_of_the_one_pass_kernel_with_every_gradient_by_hand():
+    n, k, m = 10**6, 8, 2
+    plan = on_h200(n, k, m, wanted=EVERYTHING, has_bias=True)
+    x, y, e, w = n * k * FLOAT32, n * m * FLOAT32, n * m * FLOAT32, (m * k + m) * FLOAT32
+    partials = plan.programs * (1 + m * k + m) * FLOAT32
+    assert plan.bytes_read == x + y + w + (e + w) + e + partials  # the pass; dX = E W; dY = -E; the ordered sum
+    assert plan.bytes_written == e + x + y + (m * k + m) * FLOAT32 + partials  # residual, dX, dY, dW and db
+    assert plan.flops == 3 * (2 * n * k * m) + 3 * n * m
+
+
+def test_bytes_of_the_stock_composition_by_hand():
+    n, k, m = 1000, 8, 2
+    plan = plan_for(n, k, m, wanted=ONLY_WEIGHT)
+    x, y, p, w = (count * FLOAT32 for count in (n * k, n * m, n * m, m * k))
+    assert plan.path == "stock"
+    assert plan.bytes_read == (x + w) + (p + y) + (p + y) + (p + x)  # linear, loss, the loss's gradient, dW
+    assert plan.bytes_written == p + p + w  # the prediction, its gradient, dW
+
+
+def test_the_loss_alone_moves_the_data_once_and_stores_nothing():
+    plan = plan_for(10**7, 4, 1, wanted=NOTHING)
+    assert plan.bytes_read == 10**7 * 5 * FLOAT32 + 4 * FLOAT32
+    assert plan.bytes_written == 0
+    assert not plan.store_residual
+
+
+def test_the_floor_is_the_larger_of_memory_and_arithmetic():
+    memory, arithmetic = on_h200(10**8, 2, 1), on_h200(8192, 8192, 8192, dtype=torch.bfloat16)
+    assert memory.floor_seconds == memory.memory_seconds > memory.compute_seconds
+    assert arithmetic.floor_seconds == arithmetic.compute_seconds > arithmetic.memory_seconds
+    assert memory.floor_seconds == pytest.approx(10**8 * 3 * FLOAT32 / 4.3e12, rel=0.01)
+    assert plan_for(100, 2, 1, device=CPU).floor_seconds is None
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    n=st.integers(1, 10**9),
+    k=st.integers(1, 20_000),
+    m=st.integers(1, 20_000),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16]),
+    wanted=st.builds(Wanted, *[st.booleans()] * 4),
+    reduction=st.sampled_from(["mean", "sum", "none"]),
+    device=st.sampled_from([A100, H200, B200, CPU]),
+    contiguous=st.booleans(),
+)
+def test_no_shape_falls_between_two_paths(n, k, m, dtype, wanted, reduction, device, contiguous):
+    plan = plan_for(n, k, m, dtype=dtype, wanted=wanted, reduction=reduction, device=device, contiguous=contiguous)
+    assert plan.why
+    assert plan.bytes_read >= n * k * dtype.itemsize
+    assert plan.flops >= 2 * n * k * m
+    if device is CPU:
+        assert plan.path in ("stock", "streaming")
+        assert plan.block_rows >= 1
+        return
+    if plan.path.startswith("one_pass"):
+        assert plan.config is not None
+        assert plan.programs >= 1
+        assert plan.grad_in_forward
+        assert plan.store_residual == (wanted.input or wanted.target)
+    else:
+        assert plan.path in ("tiled", "library")
+        assert plan.store_residual == any(wanted)
+        assert plan.split >= 1
+    assert (plan.input_config is not None) or not wanted.input
+
+
+def test_explain_says_it_in_words():
+    x, w, y = (
+        torch.empty(10**6, 2, device="meta"),
+        torch.empty(1, 2, device="meta"),
+        torch.empty(10**6, 1, device="meta"),
+    )
+    told = gdcore.explain(x, w.requires_grad_(), y, device="H200")
+    assert isinstance(told, str)
+    assert repr(told) == str(told)
+    assert told.plan.path == "one_pass_rows"
+    for words in (
+        "one_pass_rows on H200",
+        "loss and gradient from one read",
+        "12 MB read",
+        "bound by memory",
+        "predicted",
+    ):
+        assert words in told, told
+
+
+def test_explain_tells_of_the_cpu_too():
+    told = gdcore.explain(torch.randn(400_000, 3), torch.randn(2, 3).requires_grad_(), torch.randn(400_000, 2))
+    assert "streaming on CPU" in told
+    assert "workers" in told
+    assert "stock" in gdcore.explain(torch.randn(4, 3), torch.randn(2, 3), torch.randn(4, 2))
+
+
+def test_explain_refuses_what_linear_mse_refuses():
+    with pytest.raises(ValueError, match="target has shape"):
+        gdcore.explain(torch.randn(4, 3), torch.randn(2, 3), torch.randn(4))

@@ -1,0 +1,127 @@
+"""The machine code of everything that ships, for sm_80, sm_90 and sm_100, read without a GPU.
+
+To check it with another Triton: PYTHONPATH=<folder that holds it> python -m pytest tests/kernels/test_compiled.py
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import triton
+from gdcore.kernels.compiled import ARCHITECTURES, CHIPS, RESOURCES, count_instructions, occupancy
+from gdcore.kernels.configs import rows_per_tile
+from gdcore.kernels.shipped import SHORT, variants
+
+MATRIX = {80: {"HMMA"}, 90: {"HMMA", "HGMMA"}, 100: {"HMMA", "UTCHMMA"}}
+WIDE = {"LDG.128", "LDGSTS.128", "UTMALDG"}
+SHIPPED = {f"{variant.name} on sm_{arch}": (arch, variant) for arch in ARCHITECTURES for variant in variants(arch)}
+ONE_PASS = {name: pair for name, pair in SHIPPED.items() if name.startswith("one_pass") and pair[0] >= 90}
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory):
+    """Figures of every variant, compiled once, in processes that do not interpret."""
+    path = tmp_path_factory.mktemp("compiled") / "figures.json"
+    command = [sys.executable, "-m", "gdcore.kernels.compiled", "--json", str(path)]
+    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "0"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(path.read_text())["variants"]
+
+
+def figures_of(compiled, arch, variant):
+    figures = compiled[variant.name][str(arch)]
+    assert "error" not in figures, figures
+    return figures
+
+
+def test_names_are_unique():
+    assert len(SHIPPED) == sum(len(variants(arch)) for arch in ARCHITECTURES)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_fits_without_spills(compiled, name):
+    arch, variant = SHIPPED[name]
+    figures = figures_of(compiled, arch, variant)
+    assert figures["stack_bytes"] == 0
+    assert not {"LDL", "STL"} & figures["instructions"].keys()
+    assert figures["shared_bytes"] <= CHIPS[arch].max_shared_bytes
+    assert figures["registers"] <= 255
+    programs, warps = figures["programs_per_sm"], variant.config.num_warps
+    assert programs >= 1
+    assert programs * warps * 32 * figures["registers"] <= CHIPS[arch].registers
+    assert programs * figures["shared_bytes"] <= CHIPS[arch].shared_bytes
+    assert figures["occupancy"] == programs * warps / CHIPS[arch].max_warps <= 1
+
+
+@pytest.mark.parametrize("name", [name for name, (_, variant) in SHIPPED.items() if variant.tensor_cores])
+def test_multiplies_on_tensor_cores(compiled, name):
+    arch, variant = SHIPPED[name]
+    assert MATRIX[arch] & figures_of(compiled, arch, variant)["instructions"].keys()
+
+
+@pytest.mark.parametrize("name", [name for name, (_, variant) in SHIPPED.items() if variant.vector_loads])
+def test_loads_16_bytes_at_a_time(compiled, name):
+    arch, variant = SHIPPED[name]
+    assert WIDE & figures_of(compiled, arch, variant)["instructions"].keys()
+
+
+@pytest.mark.parametrize("name", ONE_PASS)
+def test_one_pass_keeps_enough_loads_in_flight(compiled, name):
+    """Bandwidth times latency of an H100 or H200 is 20 to 30 kB for each multiprocessor."""
+    arch, variant = ONE_PASS[name]
+    dtype = next(dtype for dtype, short in SHORT.items() if "*" + short == variant.arguments["input_ptr"])
+    k, m = variant.constants["K"], variant.constants["M"]
+    family = variant.name.split()[0].removeprefix("one_pass_")
+    rows = rows_per_tile(family, variant.config, k, dtype) * max(variant.config.num_stages - 1, 1)
+    assert figures_of(compiled, arch, variant)["programs_per_sm"] * rows * (k + m) * dtype.itemsize >= 40_000
+
+
+def test_stored_figures_are_those_of_their_compiler(compiled):
+    stored = json.loads(RESOURCES.read_text())
+    assert stored["variants"].keys() == compiled.keys()
+    if stored["triton"] != triton.__version__:
+        pytest.skip(f"{RESOURCES.name} is from Triton {stored['triton']}, this is {triton.__version__}")
+    for name, by_arch in stored["variants"].items():
+        for arch, figures in by_arch.items():
+            now = compiled[name][arch]
+            assert figures == {key: now[key] for key in figures}, (
+                f"{name} on sm_{arch}: run `python -m gdcore.kernels.compiled --write`"
+            )
+
+
+@pytest.mark.parametrize(
+    ("registers", "shared", "warps", "expected"),
+    [(32, 0, 4, (16, 1.0, "warps")), (128, 0, 4, (4, 0.25, "registers")), (40, 100_000, 8, (2, 0.25, "shared memory"))],
+    ids=["warps", "registers", "shared memory"],
+)
+def test_occupancy_is_what_the_scarcest_resource_allows(registers, shared, warps, expected):
+    assert occupancy(CHIPS[90], registers, shared, warps) == expected
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="asks the GPU")
+def test_chip_is_the_gpus():
+    properties = torch.cuda.get_device_properties(0)
+    chip = CHIPS.get(10 * properties.major + properties.minor)
+    if chip is None:
+        pytest.skip("another GPU")
+    assert chip.max_shared_bytes == properties.shared_memory_per_block_optin
+    assert chip.registers == properties.regs_per_multiprocessor
+    assert chip.max_warps * 32 == properties.max_threads_per_multi_processor
+
+
+def test_instructions_are_counted_by_opcode_and_width():
+    sass = """
+        /*0000*/ LDG.E.128 R4, desc[UR4][R2.64] ;
+        /*0010*/ @P0 LDG.E.64.CONSTANT R8, desc[UR4][R2.64] ;
+        /*0020*/ LDG.E R8, [R2.64] ;
+        /*0030*/ LDGSTS.E.BYPASS.128 [R5], desc[UR4][R2.64] ;
+        /*0040*/ HGMMA.64x16x16.F32.BF16 R24, gdesc[UR8], R24 ;
+        /*0050*/ HMMA.16816.F32.BF16 R4, R8, R12, R4 ;
+        /*0060*/ BAR.SYNC.DEFER_BLOCKING 0x0 ;
+    """
+    assert count_instructions(sass) == {
+        "BAR": 1, "HGMMA": 1, "HMMA": 1, "LDG.128": 1, "LDG.32": 1, "LDG.64": 1, "LDGSTS.128": 1,
+    }  # fmt: skip
