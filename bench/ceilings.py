@@ -24,20 +24,25 @@ class Ceilings:
     def to_json(self) -> dict:
         return asdict(self)
 
+    def rate(self, dtype: torch.dtype) -> float:
+        """FLOP per second of products. Half types can be widened first, which is faster where they are emulated."""
+        names = {dtype_name(dtype)} | ({"float32"} if dtype.itemsize < 4 else set())
+        return max(self.product[name] for name in names)
+
     def floor_seconds(self, case: Case) -> tuple[float, str]:
         """The case's floor here, and what sets it: memory or arithmetic."""
         by_bytes = case.minimal_bytes / self.read
-        by_flops = case.flops / self.product[dtype_name(case.dtype)] if dtype_name(case.dtype) in self.product else 0.0
+        by_flops = case.flops / self.rate(case.dtype)
         return (by_bytes, "memory") if by_bytes >= by_flops else (by_flops, "arithmetic")
 
 
 def measure(device: torch.device, dtypes: set[torch.dtype], *, small: bool = False) -> Ceilings:
-    """The best of several samples each; random data, since products of zeros run at a higher clock."""
+    """The best of many short samples each; random data, since products of zeros run at a higher clock."""
     clock = DeviceClock(device) if device.type == "cuda" else WallClock(device)
 
     def best(call: Callable[[], object]) -> float:
         repeats, _ = calibrate(call, clock, 0.02)
-        return min(clock.sample(call, repeats) for _ in range(5))
+        return min(clock.sample(call, repeats) for _ in range(5 if small else 25))
 
     large = 1 << (31 if device.type == "cuda" else 28)
     size = (1 << 20 if small else large) // 4
@@ -48,7 +53,7 @@ def measure(device: torch.device, dtypes: set[torch.dtype], *, small: bool = Fal
     )
     copy = 2 * source.nbytes / best(partial(target.copy_, source))
     product = {}
-    for dtype in sorted(dtypes, key=dtype_name):
+    for dtype in sorted(dtypes | {torch.float32}, key=dtype_name):
         side = 256 if small else 8192 if device.type == "cuda" else 1024
         a, b = (torch.empty(side, side, device=device).normal_().to(dtype) for _ in range(2))
         product[dtype_name(dtype)] = 2 * side**3 / best(partial(torch.mm, a, b))

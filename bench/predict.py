@@ -2,13 +2,6 @@
 occupancy, from the compiled code. Nothing here is measured, and every row says so.
 """
 
-import functools
-import json
-import math
-import re
-from pathlib import Path
-
-import gdcore.kernels
 import torch
 
 import gdcore
@@ -39,34 +32,6 @@ def plan_of(case: Case, device: str) -> Plan:
     return gdcore.explain(tensors.input, tensors.weight, tensors.target, tensors.bias, device=device).plan
 
 
-@functools.cache
-def compiled() -> dict[str, dict]:
-    """Variant name -> architecture -> figures of the compiled code; empty where the table is not there."""
-    path = Path(gdcore.kernels.__file__).parent / "resources.json"
-    return json.loads(path.read_text(encoding="utf-8"))["variants"] if path.exists() else {}
-
-
-def resources_of(plan: Plan) -> dict | None:
-    """Registers, shared memory and occupancy of the compiled variant nearest to the plan's kernel, and that variant's name.
-
-    One-pass kernels are specialised to K and M, and a selection of them stands for all. None where nothing is near.
-    """
-    dtype, architecture = dtype_name(plan.dtype), str(plan.device.architecture)
-    if plan.path == "tiled":
-        name = f"forward {'half' if plan.dtype.itemsize == 2 else dtype}"
-        return {"variant": name, **compiled()[name][architecture]} if name in compiled() else None
-    near = {}
-    for name in compiled():
-        found = re.fullmatch(rf"{plan.path} {dtype} K=(\d+) M=(\d+)( with residual)?", name)
-        if found:
-            distances = (abs(math.log2(int(found[1]) / plan.k)), abs(math.log2(int(found[2]) / plan.m)))
-            near[name] = (*distances, bool(found[3]) != plan.store_residual)
-    if not near:
-        return None
-    name = min(near, key=lambda variant: near[variant])
-    return {"variant": name, **compiled()[name][architecture]}
-
-
 def predict(case: Case, device: str = DEVICE) -> dict:
     """One row: what the plan says, beside the least that stock must move."""
     plan = plan_of(case, device)
@@ -90,7 +55,7 @@ def predict(case: Case, device: str = DEVICE) -> dict:
         "bound_by": "memory" if plan.memory_seconds >= plan.compute_seconds else "arithmetic",
         "stock_bytes": stock_bytes(case),
         "stock_floor_seconds": stock_seconds,
-        "resources": resources_of(plan),
+        "compiled": plan.compiled,
     }
 
 

@@ -54,7 +54,7 @@ class Steps:
         """The time left, as the expected time scaled by how the expectation has held so far."""
         elapsed = time.perf_counter() - self._start
         pace = min(4.0, max(0.25, elapsed / self._done)) if self._done else 1.0
-        return f"about {self._remaining * pace:.0f} s left"
+        return f"about {max(0.0, self._remaining) * pace:.0f} s left"
 
     @contextmanager
     def step(self, title: str, expected: float) -> Iterator[list[str]]:
@@ -218,15 +218,15 @@ def predicted_table(rows: Sequence[Mapping]) -> Table:
         caption="Floor: bytes over bandwidth or FLOPs over rate, whichever is longer; a real call takes longer.",
     )
     for row in words.shown_predictions(rows):
-        resources = row["resources"] or {}
-        occupancy = resources.get("occupancy")
+        compiled = row["compiled"] or {}
+        occupancy = compiled.get("occupancy")
         table.add_row(
             f"{words.shape(row)}\n[dim]{words.wanted(row)}[/]",
             f"{row['path']}\n[dim]{row['bound_by']}[/]",
             f"{words.size(row['bytes'])}\n[dim]{words.size(row['stock_bytes'])}[/]",
             f"{row['flops'] / 1e9:,.1f}",
             f"{words.duration(row['floor_seconds'])}\n[dim]{words.duration(row['stock_floor_seconds'])}[/]",
-            str(resources.get("registers", "")),
+            str(compiled.get("registers", "")),
             words.share(occupancy) if occupancy is not None else "",
         )
     return table

@@ -105,7 +105,7 @@ def interleave(
     *,
     seconds: float,
     sample_seconds: float = 0.01,
-    rounds: tuple[int, int] = (7, 61),
+    rounds: tuple[int, int] = (5, 61),
 ) -> dict[str, list[float]]:
     """Seconds per call of every peer, a sample a round, until the time or the rounds are spent; never fewer than rounds[0]."""
     names = list(calls)

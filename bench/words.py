@@ -139,7 +139,8 @@ def _parity(rows: list[Mapping]) -> list[str]:
     if checked:
         good = len(checked) - len(failed)
         sentences.append(
-            f"Parity with float64: {good} of {len(checked)} cases pass (loss and every gradient at most twice as far off as stock's)."
+            f"Parity with float64: {good} of {len(checked)} cases pass "
+            "(loss and every gradient at most twice as far off as stock's, plus rounding)."
         )
     sentences += [f"PARITY FAILS at {label(row)}: {row['failed']}." for row in failed]
     for row in rows:

@@ -1,14 +1,11 @@
 """A plan in words."""
 
-import functools
-import json
-from importlib import resources
-
 import torch
 from torch import Tensor
 
 from . import devices
 from .backends import Wanted, backend_for
+from .kernels.configs import rows_per_tile
 from .plan import Plan, plan_for
 from .validation import check_linear_mse
 
@@ -121,25 +118,25 @@ def _words(plan: Plan, wanted: Wanted, reduction: str, backend: str) -> str:
             f"floor      {plan.floor_seconds * 1e6:.3g} µs, bound by {bound} ({_si(plan.device.bandwidth)}B/s, "
             f"{_si(plan.device.rate(plan.dtype, plan.input_precision))}FLOP/s; predicted)"
         )
-    if plan.config is not None and plan.path != "library":
-        tile = " x ".join(str(b) for b in (plan.config.block_n, plan.config.block_k, plan.config.block_m) if b)
-        grid = f", {plan.programs} programs" if plan.programs else ""
-        lines.append(
-            f"tile       {tile} rows x features x outputs, {plan.config.num_warps} warps, {plan.config.num_stages} stages{grid}"
-        )
-        lines += _compiled_words(plan)
+    if plan.compiled is not None:
+        lines += _launch_words(plan)
     return "\n".join(lines)
 
 
-def _compiled_words(plan: Plan) -> list[str]:
-    """Registers, shared memory and occupancy of the nearest shipped variant, from the committed table of compiled code."""
-    return []
-
-
-@functools.cache
-def compiled_resources() -> dict:
-    """kernels/resources.json: what the compiler made of every shipped configuration."""
-    return json.loads(resources.files("gdcore.kernels").joinpath("resources.json").read_text(encoding="utf-8"))
+def _launch_words(plan: Plan) -> list[str]:
+    config, made = plan.config, plan.compiled
+    assert config is not None and made is not None
+    sizes = {"rows": config.block_n, "features": config.block_k, "outputs": config.block_m}
+    if plan.programs:
+        sizes["rows"] = rows_per_tile(plan.path.removeprefix("one_pass_"), config, plan.k, plan.dtype)
+    tile = " x ".join(f"{size} {name}" for name, size in sizes.items() if size)
+    grid = f", {plan.programs} programs" if plan.programs else ""
+    return [
+        f"tile       {tile}, {config.num_warps} warps, {config.num_stages} stage{'s' * (config.num_stages != 1)}{grid}",
+        f"compiled   {made['registers']} registers, {_si(made['shared_bytes'])}B shared memory, "
+        f"{made['programs_per_sm']} programs a multiprocessor, occupancy {made['occupancy']:.0%} "
+        f"(from compiled code for sm_{plan.device.architecture}, not run: {made['variant']})",
+    ]
 
 
 def _si(value: float) -> str:

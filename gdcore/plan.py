@@ -7,7 +7,7 @@ import torch
 
 from .backends import Wanted
 from .devices import CPU, Device
-from .kernels import configs
+from .kernels import configs, resources
 from .kernels.configs import Config
 
 
@@ -43,6 +43,15 @@ class Plan:
         if self.device.kind != "cuda":
             return None
         return max(self.memory_seconds, self.compute_seconds)
+
+    @property
+    def compiled(self) -> dict | None:
+        """Registers, shared memory and occupancy of the compiled variant nearest to the main kernel; None where none is launched."""
+        if self.config is None or self.path == "library":
+            return None
+        return resources.nearest(
+            self.path, self.device.architecture, self.dtype, self.k, self.m, self.input_precision, self.store_residual
+        )
 
     @property
     def memory_seconds(self) -> float:
@@ -105,7 +114,6 @@ def plan_for(
 _STOCK_NUMBERS = 1 << 15  # below this many numbers a CPU call is all the cost, and stock's is the cheapest
 _BLOCK_BYTES = 3 << 20  # a CPU block of X, Y and E: half of it is in a core's share of the last cache, the rest streams
 _LEAST_ROWS = 2048  # fewer rows make poor matrix products
-_PROGRAMS_PER_SM = {"rows": 8, "vector": 4, "dot": 4}  # of four warps; about what is resident at once
 _MOST_RESIDUAL_BYTES = 64 << 20  # of one block's residual, whatever M is
 
 
@@ -156,15 +164,16 @@ def _cuda(plan: Plan, target_dtype: torch.dtype, wanted: Wanted, reduction: str,
     if family is not None:
         config = configs.one_pass_config(family, device.architecture, dtype, k, m)
         tiles = -(-n // configs.rows_per_tile(family, config, k, dtype))
-        return dataclasses.replace(
+        plan = dataclasses.replace(
             plan,
             path="one_pass_" + family,
             why=why,
             config=config,
-            programs=max(1, min(tiles, device.sms * _PROGRAMS_PER_SM[family])),
             store_residual=wanted.input or wanted.target,
             grad_in_forward=True,
         )
+        resident = plan.compiled["programs_per_sm"]  # a persistent grid is one wave
+        return dataclasses.replace(plan, programs=max(1, min(tiles, device.sms * resident)))
 
     weight_config = product("backward_weight")
     plan = dataclasses.replace(

@@ -123,8 +123,8 @@ def backward_weight_kernel(
 
     mask_m = offsets_m < M
     if WANT_BIAS and tile_k == 0:
-        # A loop of its own: in a common one every program would load E into registers as well, and a sum over
-        # threads under a branch makes Hopper's tensor cores wait after every instruction.
+        # A loop of its own: in a common one every program would load E into registers as well, and a branch in the loop
+        # can make the assembler put a wait behind each of Hopper's matrix instructions.
         weight_grad, sums = product_over_rows(
             residual_ptrs, input_ptrs, grad_ptrs, stride_residual_n, stride_input_n, stride_grad_n, first, last,
             True, MATRIX_GRAD_OUTPUT, EVEN_N, INPUT_PRECISION, ACCUMULATOR, BLOCK_N, BLOCK_K, BLOCK_M,

@@ -26,6 +26,7 @@ class Config:
 # one_pass_rows, whose accumulators fill the registers, get less (24 kB or more).
 
 VECTOR_BYTES = 16  # the widest load
+WARP_BYTES = 512  # of a warp's lanes together
 ROWS_GROUP_BYTES = 256  # of the X that a lane of one_pass_rows holds, as the accumulator sees it: 64 registers
 ROWS_MIN_BYTES = 64  # of X for each lane from K = 8 on, where accumulators leave no room for a second group
 ROWS_BYTES_IN_FLIGHT = 128  # that a thread of one_pass_rows requests before it uses any of them
@@ -36,9 +37,9 @@ ONE_PASS_WARPS = 4
 # for each output, fill the registers, so tiles shrink with M and asynchronous copies keep the loads in flight instead.
 # The same on every architecture.
 ONE_PASS_VECTOR = {
-    8: {1: (1024, 1), 2: (1024, 3), 4: (512, 6)},
+    8: {1: (1024, 1), 2: (1024, 3), 4: (1024, 4)},
     4: {1: (2048, 1), 2: (2048, 3), 4: (1024, 6)},
-    2: {1: (2048, 3), 2: (2048, 4), 4: (1024, 8)},
+    2: {1: (2048, 3), 2: (2048, 5), 4: (1024, 8)},
 }
 
 # one_pass_dot: by architecture and element size, then BLOCK_K: (block_n, stages, warps).
@@ -62,6 +63,8 @@ def rows_group(k: int, element_size: int) -> tuple[int, int]:
             break
     while k >= 8 and rows * k * element_size < ROWS_MIN_BYTES:
         rows *= 2
+    if k < 8 and rows == 1:  # of a single number for each lane, Y would be loaded in another layout and exchanged
+        rows = 2
     return rows, vector
 
 
@@ -93,7 +96,8 @@ def one_pass_config(family: str, arch: int, dtype: torch.dtype, k: int, m: int) 
     block_k = 1 << (k - 1).bit_length()
     if family == "vector":
         elements, stages = ONE_PASS_VECTOR[size][1 << (m - 1).bit_length()]
-        return Config(block_n=elements // block_k, block_k=block_k, num_warps=ONE_PASS_WARPS, num_stages=stages)
+        block_n, block_k = elements // block_k, min(block_k, WARP_BYTES // size)
+        return Config(block_n=block_n, block_k=block_k, num_warps=ONE_PASS_WARPS, num_stages=stages)
     if family == "dot":
         block_k = max(block_k, 16)
         block_n, stages, warps = ONE_PASS_DOT[nearest_architecture(arch, ONE_PASS_DOT)][size][block_k]

@@ -5,11 +5,11 @@
 X and Y are read once, W and b once a program: N (K + M) elements in, N M out if the residual is stored, about 4 N K M
 FLOPs: at M <= 4 at most 4 FLOPs a byte, far from what tensor cores need to pay.
 
-A tile is [BLOCK_N, BLOCK_K] with BLOCK_K the next power of two, so that a row of X lies whole in one tile, and stays in
-registers for both products: e = Σₖ x w needs all of a row, dW = Σₙ e x then uses the same registers. The sum over k is
-a few shuffles between the lanes that share a row. dW is accumulated elementwise, [BLOCK_N, BLOCK_K] for each output,
-and summed over rows once at the end: no exchange between warps in the loop. The grid is persistent; a program takes
-tiles p, p + programs, ... Whole tiles are read without a mask over rows, the last, partial one with it.
+A tile is BLOCK_N whole rows of X, in blocks [BLOCK_N, BLOCK_K] of what one warp loads at once (512 bytes of a row) or the
+next power of two of a smaller K. It stays in registers for both products: e = Σₖ x w needs all of a row, dW = Σₙ e x then
+uses the same registers. A row lies in one warp, so the sum over k is a few shuffles, no exchange between warps. dW is
+accumulated elementwise, a tile for each output, and summed over rows once at the end. The grid is persistent; a program
+takes tiles p, p + programs, ... Whole tiles are read without a mask over rows, the last, partial one with it.
 """
 
 import math
@@ -26,30 +26,37 @@ from .reduce import add_rows
 
 @triton.jit
 def add_tile(
-    sums,  # loss [BLOCK_N]; then, if WANT_GRADS, M times db [BLOCK_N] and M times dW [BLOCK_N, BLOCK_K]
-    weight,  # M vectors [BLOCK_K]
+    sums,  # loss [BLOCK_N]; then, if WANT_GRADS, M times db [BLOCK_N] and M BLOCKS times dW [BLOCK_N, BLOCK_K]
+    weight,  # M BLOCKS vectors [BLOCK_K]
     bias,  # M scalars
-    input_ptrs,  # [BLOCK_N, BLOCK_K]
+    input_ptrs,  # [BLOCK_N, BLOCK_K], of block 0
     target_ptrs,  # [BLOCK_N], of output 0
     residual_ptrs,
+    columns,  # [BLOCK_K], of block 0
+    step_xk,
     step_ym,
     step_em,
     mask_n,
-    mask_k,
+    K: tl.constexpr,
     M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCKS: tl.constexpr,
     MASK_N: tl.constexpr,
-    MASK_K: tl.constexpr,
     WANT_GRADS: tl.constexpr,
     STORE_RESIDUAL: tl.constexpr,
 ):
     """The sums after one more tile."""
     dtype: tl.constexpr = sums[0].dtype
-    if MASK_N:
-        x = tl.load(input_ptrs, mask=mask_n[:, None] & mask_k[None, :], other=0.0).to(dtype)
-    elif MASK_K:
-        x = tl.load(input_ptrs, mask=mask_k[None, :], other=0.0).to(dtype)
-    else:
-        x = tl.load(input_ptrs).to(dtype)
+    x = ()
+    for c in tl.static_range(BLOCKS):
+        ptrs = input_ptrs + c * BLOCK_K * step_xk
+        if MASK_N:
+            mask = mask_n[:, None] & (c * BLOCK_K + columns < K)[None, :]
+            x += (tl.load(ptrs, mask=mask, other=0.0).to(dtype),)
+        elif (c + 1) * BLOCK_K > K:
+            x += (tl.load(ptrs, mask=(c * BLOCK_K + columns < K)[None, :], other=0.0).to(dtype),)
+        else:
+            x += (tl.load(ptrs).to(dtype),)
     loss = sums[0]
     grad_bias = ()
     grad_weight = ()
@@ -58,7 +65,10 @@ def add_tile(
             y = tl.load(target_ptrs + m * step_ym, mask=mask_n, other=0.0).to(dtype)
         else:
             y = tl.load(target_ptrs + m * step_ym).to(dtype)
-        e = tl.sum(x * weight[m][None, :], axis=1) + bias[m] - y
+        products = x[0] * weight[m * BLOCKS][None, :]
+        for c in tl.static_range(1, BLOCKS):
+            products += x[c] * weight[m * BLOCKS + c][None, :]
+        e = tl.sum(products, axis=1) + bias[m] - y
         if MASK_N:
             e = tl.where(mask_n, e, 0.0)
         if STORE_RESIDUAL:
@@ -66,7 +76,8 @@ def add_tile(
         loss += e * e
         if WANT_GRADS:
             grad_bias += (sums[1 + m] + e,)
-            grad_weight += (sums[1 + M + m] + x * e[:, None],)
+            for c in tl.static_range(BLOCKS):
+                grad_weight += (sums[1 + M + m * BLOCKS + c] + x[c] * e[:, None],)
     new = (loss,)
     new += grad_bias
     new += grad_weight
@@ -106,10 +117,9 @@ def one_pass_vector_kernel(
 ):
     dtype: tl.constexpr = sums_ptr.dtype.element_ty
     LENGTH: tl.constexpr = 1 + M + M * K if WANT_GRADS else 1
-    MASK_K: tl.constexpr = K != BLOCK_K
+    BLOCKS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     rows = tl.arange(0, BLOCK_N)
     columns = tl.arange(0, BLOCK_K)
-    mask_k = columns < K
     # Strides are 64 bits, inside a tile too: X may be a transpose, with N elements from one k to the next.
     step_wm = tl.cast(stride_wm, tl.int64)
     step_wk = tl.cast(stride_wk, tl.int64)
@@ -119,8 +129,9 @@ def one_pass_vector_kernel(
     bias = ()
     sums = (tl.zeros((BLOCK_N,), dtype=dtype),)
     for m in tl.static_range(M):
-        w = tl.load(weight_ptr + m * step_wm + columns * step_wk, mask=mask_k, other=0.0)
-        weight += (w.to(dtype),)
+        for c in tl.static_range(BLOCKS):
+            k = c * BLOCK_K + columns
+            weight += (tl.load(weight_ptr + m * step_wm + k * step_wk, mask=k < K, other=0.0).to(dtype),)
         if HAS_BIAS:
             bias += (tl.load(bias_ptr + m * stride_b).to(dtype),)
         else:
@@ -128,11 +139,12 @@ def one_pass_vector_kernel(
         if WANT_GRADS:
             sums += (tl.zeros((BLOCK_N,), dtype=dtype),)
     if WANT_GRADS:
-        for _ in tl.static_range(M):
+        for _ in tl.static_range(M * BLOCKS):
             sums += (tl.zeros((BLOCK_N, BLOCK_K), dtype=dtype),)
 
-    step_x = tl.cast(stride_xn, tl.int64) * UNIT_XN
-    offsets_x = rows[:, None] * step_x + columns[None, :] * (tl.cast(stride_xk, tl.int64) * UNIT_XK)
+    step_xn = tl.cast(stride_xn, tl.int64) * UNIT_XN
+    step_xk = tl.cast(stride_xk, tl.int64) * UNIT_XK
+    offsets_x = rows[:, None] * step_xn + columns[None, :] * step_xk
     offsets_y = rows * tl.cast(stride_yn, tl.int64)
     offsets_e = rows * tl.cast(stride_en, tl.int64)
 
@@ -141,10 +153,10 @@ def one_pass_vector_kernel(
         first = tl.cast(tile, tl.int64) * BLOCK_N
         sums = add_tile(
             sums, weight, bias,
-            input_ptr + first * step_x + offsets_x,
+            input_ptr + first * step_xn + offsets_x,
             target_ptr + first * stride_yn + offsets_y,
             residual_ptr + first * stride_en + offsets_e,
-            step_ym, step_em, rows, mask_k, M, False, MASK_K, WANT_GRADS, STORE_RESIDUAL,
+            columns, step_xk, step_ym, step_em, rows, K, M, BLOCK_K, BLOCKS, False, WANT_GRADS, STORE_RESIDUAL,
         )  # fmt: skip
 
     # The partial tile goes to the program whose turn it is.
@@ -153,10 +165,11 @@ def one_pass_vector_kernel(
         first = tl.cast(n_tiles, tl.int64) * BLOCK_N
         sums = add_tile(
             sums, weight, bias,
-            input_ptr + first * step_x + offsets_x,
+            input_ptr + first * step_xn + offsets_x,
             target_ptr + first * stride_yn + offsets_y,
             residual_ptr + first * stride_en + offsets_e,
-            step_ym, step_em, rows < n_rows - first, mask_k, M, True, MASK_K, WANT_GRADS, STORE_RESIDUAL,
+            columns, step_xk, step_ym, step_em, rows < n_rows - first,
+            K, M, BLOCK_K, BLOCKS, True, WANT_GRADS, STORE_RESIDUAL,
         )  # fmt: skip
 
     sums_ptr += tl.program_id(0) * LENGTH
@@ -164,8 +177,10 @@ def one_pass_vector_kernel(
     if WANT_GRADS:
         for m in tl.static_range(M):
             tl.store(sums_ptr + 1 + m, tl.sum(sums[1 + m], axis=0) * grad_scale)
-            grad_weight = tl.sum(sums[1 + M + m], axis=0) * grad_scale
-            tl.store(sums_ptr + 1 + M + m * K + columns, grad_weight, mask=mask_k)
+            for c in tl.static_range(BLOCKS):
+                k = c * BLOCK_K + columns
+                grad_weight = tl.sum(sums[1 + M + m * BLOCKS + c], axis=0) * grad_scale
+                tl.store(sums_ptr + 1 + M + m * K + k, grad_weight, mask=k < K)
 
 
 def stride_units(input: Tensor) -> tuple[int, int]:
@@ -198,7 +213,7 @@ def one_pass_vector(
     input, weight, target, bias
         float64, float32, float16 or bfloat16, any strides.
     config : Config
-        `block_n` rows a tile, `block_k` >= K columns.
+        `block_n` rows a tile, in blocks of `block_k` columns.
     programs : int
         Size of the persistent grid. With 1, the result is written by the one launch.
     loss_scale, grad_scale : float

@@ -152,7 +152,12 @@ def reduce_variant(dtype: torch.dtype, columns: int) -> Variant:
     return Variant(
         name=f"add_rows {str(dtype).removeprefix('torch.')} {columns} columns",
         kernel=add_rows_kernel,
-        arguments={"partials_ptr": "*" + SHORT[dtype], "out_ptr": "*" + SHORT[dtype], "n_rows": "i32", "n_columns": "i32"},
+        arguments={
+            "partials_ptr": "*" + SHORT[dtype],
+            "out_ptr": "*" + SHORT[dtype],
+            "n_rows": "i32",
+            "n_columns": "i32",
+        },
         constants={"BLOCK_N": block_n, "BLOCK_M": block_m},
         config=Config(block_n=block_n, block_m=block_m),
         divisible_by_16=("partials_ptr", "out_ptr"),

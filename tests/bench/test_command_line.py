@@ -74,7 +74,7 @@ def test_a_peer_that_fails_is_reported_not_dropped(tmp_path, capsys, no_compiler
     assert run("--profile", "smoke", "--only", "tiny", "--out", out) == 0
     (row,) = json.loads(out.read_text())["cases"].values()
     assert row["peers"]["compile"] == {"failure": "RuntimeError: No working C++ compiler found"}
-    assert set(row["comparisons"]) == {"eager"} and len(row["peers"]["gdcore"]["samples"]) >= 7
+    assert set(row["comparisons"]) == {"eager"} and len(row["peers"]["gdcore"]["samples"]) >= 5
     assert "torch.compile gave no figure at 100 × 2 × 1" in capsys.readouterr().out
 
 
@@ -127,7 +127,7 @@ def test_a_whole_small_run_in_a_process_of_its_own(tmp_path):
     assert found["schema"] == SCHEMA and found["finished"]
     for row in found["cases"].values():
         assert {"eager", "compile", "gdcore"} == set(row["peers"]) and row["failed"] is None
-        assert len(row["peers"]["gdcore"]["samples"]) >= 7
+        assert len(row["peers"]["gdcore"]["samples"]) >= 5
     assert found["memory"] and found["predicted"] and len(found["training"]) == 4
     for words in ("CPU figures", "PREDICTED", "Parity", "What this run found", "Training on digits"):
         assert words in done.stdout or found["machine"]["device"] == "cuda"

@@ -25,3 +25,8 @@ def test_every_shape_of_a_gpu_run_is_predicted():
     rows = predict.table()
     assert len({row["case"] for row in rows}) == len(rows) > 10
     assert all(row["predicted"] and row["path"] and row["why"] for row in rows)
+
+
+def test_registers_and_occupancy_come_from_the_compiled_code():
+    row = predict.predict(Case("A", 100_000_000, 2, 1))
+    assert row["compiled"]["registers"] > 0 and 0 < row["compiled"]["occupancy"] <= 1

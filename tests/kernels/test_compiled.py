@@ -70,13 +70,13 @@ def test_loads_16_bytes_at_a_time(compiled, name):
 
 @pytest.mark.parametrize("name", ONE_PASS)
 def test_one_pass_keeps_enough_loads_in_flight(compiled, name):
-    """Bandwidth times latency of an H100 or H200 is 20 to 30 kB for each multiprocessor."""
+    """Bandwidth times latency is 20 to 30 kB for each multiprocessor of an H100 or H200, and about 36 kB of a B200."""
     arch, variant = ONE_PASS[name]
     dtype = next(dtype for dtype, short in SHORT.items() if "*" + short == variant.arguments["input_ptr"])
     k, m = variant.constants["K"], variant.constants["M"]
     family = variant.name.split()[0].removeprefix("one_pass_")
     rows = rows_per_tile(family, variant.config, k, dtype) * max(variant.config.num_stages - 1, 1)
-    assert figures_of(compiled, arch, variant)["programs_per_sm"] * rows * (k + m) * dtype.itemsize >= 40_000
+    assert figures_of(compiled, arch, variant)["programs_per_sm"] * rows * (k + m) * dtype.itemsize >= 36_000
 
 
 def test_stored_figures_are_those_of_their_compiler(compiled):
@@ -94,7 +94,7 @@ def test_stored_figures_are_those_of_their_compiler(compiled):
 
 @pytest.mark.parametrize(
     ("registers", "shared", "warps", "expected"),
-    [(32, 0, 4, (16, 1.0, "warps")), (128, 0, 4, (4, 0.25, "registers")), (40, 100_000, 8, (2, 0.25, "shared memory"))],
+    [(24, 0, 4, (16, 1.0, "warps")), (128, 0, 4, (4, 0.25, "registers")), (40, 100_000, 8, (2, 0.25, "shared memory"))],
     ids=["warps", "registers", "shared memory"],
 )
 def test_occupancy_is_what_the_scarcest_resource_allows(registers, shared, warps, expected):

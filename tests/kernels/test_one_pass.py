@@ -231,7 +231,10 @@ def test_every_supported_shape_has_a_configuration(arch):
         for family, least in families.items():
             config = one_pass_config(family, arch, dtype, k, m)
             assert config.block_n & (config.block_n - 1) == 0 < config.block_n
-            assert config.block_k >= max(k, least) if least else config.block_n >= 32 * config.num_warps
+            if family == "rows":
+                assert config.block_n >= 32 * config.num_warps
+            else:
+                assert config.block_k >= max(min(k, 512 // dtype.itemsize), least) if family == "vector" else max(k, least)
 
 
 def test_an_unknown_family_is_refused():
