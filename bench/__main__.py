@@ -23,6 +23,7 @@ def parser() -> Parser:
     top = Parser(
         prog="gdcore.bench",
         description="Compares gdcore with stock PyTorch: parity, speed, memory, training on real data.",
+        epilog="Without a command it is run. Its options: python -m gdcore.bench run --help",
     )
     commands = top.add_subparsers(dest="command", metavar="{run,readme}", parser_class=Parser)
     statuses = "Exit status: 0; 1 where parity fails or a training run differs; 2 for bad input."
@@ -51,15 +52,12 @@ def start_or_resume(options: argparse.Namespace) -> int:
     device = machine.device_here()
     here = {"machine": machine.describe_machine(device), "versions": machine.versions()}
     if options.resume:
-        results = Results.resumed(options.resume, options.out or options.resume, **here)
-        profile = results.document["profile"]
-        if options.profile not in (None, profile):
-            raise BadInput(f"{options.resume} has the profile {profile!r}, not {options.profile!r}")
-        chosen = runner.choose(profile, device, options.only, not options.no_training)
+        results = Results.resumed(options.resume, options.out or options.resume, profile=options.profile, **here)
     else:
         profile = options.profile or "quick"
-        chosen = runner.choose(profile, device, options.only, not options.no_training)
         results = Results.new(options.out or default_path(), profile=profile, seed=0, commit=machine.commit(), **here)
+    chosen = runner.choose(results.document["profile"], device, options.only, not options.no_training)
+    results.save()  # a folder that cannot be written shows now, not after the work
     console = report.make_console()
     report.header(console, results.document, results.path)
     try:

@@ -20,7 +20,7 @@ class Case:
     m: int
     dtype: torch.dtype = torch.float32
     wanted: tuple[str, ...] = ("weight",)
-    seconds: float = 3.0  # about how long the timing of all peers together may take
+    seconds: float = 2.5  # about how long the timing of all peers together may take
 
     @property
     def name(self) -> str:
@@ -99,8 +99,8 @@ CPU_QUICK = (
     Case("A", 500_000, 64, 1, dtype=torch.bfloat16),
     Case("B", 500_000, 64, 64),
     Case("B", 200_000, 64, 64, wanted=BOTH),
-    Case("B", 65_536, 512, 512, seconds=6.0),
-    Case("C", 8_192, 2_048, 2_048, seconds=6.0),
+    Case("B", 65_536, 512, 512, seconds=4.0),
+    Case("C", 8_192, 2_048, 2_048, seconds=4.0),
 )
 CUDA_QUICK = (
     Case("D", 100, 2, 1),

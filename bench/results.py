@@ -107,7 +107,7 @@ class Results:
     def new(
         cls, path: Path, *, profile: str, seed: int, machine: dict, versions: dict, commit: str | None
     ) -> "Results":
-        """An empty document, saved at once: a folder that cannot be written is found before an hour of work."""
+        """An empty document, not yet saved."""
         document = {
             "schema": SCHEMA,
             "created": now(),
@@ -123,14 +123,14 @@ class Results:
             "predicted": [],
             "training": {},
         }
-        results = cls(path, document)
-        results.save()
-        return results
+        return cls(path, document)
 
     @classmethod
-    def resumed(cls, source: Path, path: Path, *, machine: dict, versions: dict) -> "Results":
-        """A document to go on with. Figures of two machines or versions never share a file."""
+    def resumed(cls, source: Path, path: Path, *, profile: str | None, machine: dict, versions: dict) -> "Results":
+        """A document to go on with, not yet saved. Figures of two profiles, machines or versions never share a file."""
         document = read(source)
+        if profile not in (None, document["profile"]):
+            raise BadInput(f"{source} has the profile {document['profile']!r}, not {profile!r}")
         for part, here in (("machine", machine), ("versions", versions)):
             there = document[part]
             different = [name for name in here | there if here.get(name) != there.get(name)]
@@ -140,9 +140,7 @@ class Results:
                     f"{source} cannot be resumed here: its {name} is {there.get(name)!r}, this one is {here.get(name)!r}"
                 )
         document["finished"] = None
-        results = cls(path, document)
-        results.save()
-        return results
+        return cls(path, document)
 
     def save(self) -> None:
         write(self.path, self.document)

@@ -55,6 +55,15 @@ def linear_mse(
     run to run. Bytes moved when only weight and bias want a gradient and the shape is skinny: N (K + M) numbers, once;
     ``gdcore.explain`` predicts them for any shape.
     """
+    if reduction == "mean" and _are_small_and_plain(input, weight, target, bias):
+        rows, outputs = input.shape, weight.shape
+        if (
+            len(rows) == len(outputs) == 2
+            and rows[1] == outputs[1]
+            and target.shape == (rows[0], outputs[0])
+            and (bias is None or bias.shape == outputs[:1])
+        ):
+            return _mse_loss(_linear(input, weight, bias), target, _MEAN)
     if has_torch_function((input, weight, target, bias)):
         return handle_torch_function(
             linear_mse, (input, weight, target, bias), input, weight, target, bias, reduction=reduction
@@ -88,6 +97,10 @@ def matmul_mse(x: Tensor, a: Tensor, y: Tensor, *, reduction: str = "mean") -> T
     ValueError, RuntimeError, NotImplementedError, TypeError
         As linear_mse. Nothing is modified; bytes moved and determinism are linear_mse's.
     """
+    if reduction == "mean" and _are_small_and_plain(x, a, y, None):
+        rows, (features, *outputs) = x.shape, a.shape
+        if len(rows) == 2 and rows[1] == features and len(outputs) < 2 and y.shape == (rows[0], *outputs):
+            return _mse_loss(x.matmul(a), y, _MEAN)
     if has_torch_function((x, a, y)):
         return handle_torch_function(matmul_mse, (x, a, y), x, a, y, reduction=reduction)
     x, a, y, _ = autocast.cast(x, a, y, None)
@@ -98,6 +111,34 @@ def matmul_mse(x: Tensor, a: Tensor, y: Tensor, *, reduction: str = "mean") -> T
         return _fused(x, a.t(), y, None, reduction)
     loss = _fused(x, a.unsqueeze(0), y.unsqueeze(-1), None, reduction)
     return loss.squeeze(-1) if reduction == "none" else loss
+
+
+# Where the call is all the cost, F.mse_loss's own Python (its second check of shapes, its broadcast) is part of it.
+# So small float32 tensors on a CPU, the lesson's case, are recognised with as few steps as can be and go to what it calls.
+_linear, _mse_loss, _MEAN = torch._C._nn.linear, torch._C._nn.mse_loss, 1
+
+
+def _are_small_and_plain(input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None) -> bool:
+    """Whether stock wins, for sure, as far as can be told without shapes; False only means to look closer."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(input) in _PLAIN
+        and type(weight) in _PLAIN
+        and type(target) in _PLAIN
+        and input.is_cpu
+        and weight.is_cpu
+        and target.is_cpu
+        and input.dtype is weight.dtype is target.dtype is torch.float32
+        and input.layout is weight.layout is target.layout is torch.strided
+        and weight.dim() > 0
+        and (
+            bias is None
+            or (type(bias) in _PLAIN and bias.dtype is torch.float32 and bias.is_cpu and bias.layout is torch.strided)
+        )
+        and stock_wins_on_cpu(input.numel() + target.numel(), torch.float32, torch.float32, "mean")
+        and not torch._C._is_any_autocast_enabled()
+        and backend_for(input.device) == "cpu"
+    )
 
 
 def _is_stocks(input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, reduction: str) -> bool:
@@ -115,11 +156,11 @@ def _is_stocks(input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | Non
         or outputs == 0
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
-        or not (type(input) in _PLAIN and type(weight) in _PLAIN and type(target) in _PLAIN and type(bias) in _PLAIN)
+        or any(t is not None and type(t) not in _PLAIN for t in (input, weight, target, bias))
     )
 
 
-_PLAIN = (Tensor, torch.nn.Parameter, type(None))
+_PLAIN = frozenset((Tensor, torch.nn.Parameter))
 
 
 def _fused(input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, reduction: str) -> Tensor:

@@ -111,7 +111,9 @@ def plan_for(
     return _with_cost(plan, target_dtype, wanted, reduction, has_bias)
 
 
-_STOCK_NUMBERS = 1 << 15  # below this many numbers a CPU call is all the cost, and stock's is the cheapest
+_STOCK_BYTES = (
+    32 << 20
+)  # of input and target: up to a last-level cache, stock's extra passes over them cost little on a CPU
 _BLOCK_BYTES = 3 << 20  # a CPU block of X, Y and E: half of it is in a core's share of the last cache, the rest streams
 _LEAST_ROWS = 2048  # fewer rows make poor matrix products
 _MOST_RESIDUAL_BYTES = 64 << 20  # of one block's residual, whatever M is
@@ -124,7 +126,7 @@ def stock_wins_on_cpu(numbers: int, dtype: torch.dtype, target_dtype: torch.dtyp
     """
     if dtype is not target_dtype or (dtype is not torch.float32 and dtype is not torch.float64):
         return False
-    return numbers <= _STOCK_NUMBERS or reduction == "none"
+    return numbers * dtype.itemsize <= _STOCK_BYTES or reduction == "none"
 
 
 def _cpu(plan: Plan, target_dtype: torch.dtype, wanted: Wanted, reduction: str, contiguous: bool) -> Plan:

@@ -22,7 +22,7 @@ assert resources.files("gdcore.kernels").joinpath("resources.json").is_file()
 assert resources.files("gdcore.bench").joinpath("data", "thermometer.json").is_file()
 assert resources.files("gdcore").joinpath("py.typed").is_file()
 import torch
-loss = gdcore.linear_mse(torch.randn(200_000, 3), torch.randn(2, 3).requires_grad_(), torch.randn(200_000, 2))
+loss = gdcore.linear_mse(torch.randn(2_000_000, 3), torch.randn(2, 3).requires_grad_(), torch.randn(2_000_000, 2))
 loss.backward()
 import gdcore.kernels.one_pass_rows
 print(gdcore.__file__)

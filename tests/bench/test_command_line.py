@@ -113,8 +113,11 @@ def test_an_interrupt_loses_nothing_and_resume_goes_on(tmp_path, monkeypatch, ca
 def test_resuming_with_another_profile_is_refused(tmp_path, capsys, no_compiler):
     out = tmp_path / "a.json"
     assert run("--profile", "smoke", "--only", "tiny", "--out", out) == 0
+    before = out.read_text()
     assert run("--resume", out, "--profile", "quick") == 2
     assert "has the profile 'smoke', not 'quick'" in capsys.readouterr().err
+    assert run("--resume", out, "--only", "nothing-like-this") == 2
+    assert out.read_text() == before, "a refused run changes nothing"
 
 
 def test_a_whole_small_run_in_a_process_of_its_own(tmp_path):

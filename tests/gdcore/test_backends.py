@@ -108,7 +108,7 @@ class Missing:
 
 sys.meta_path.insert(0, Missing())
 import torch, gdcore
-x, w, y = torch.randn(200_000, 3), torch.randn(2, 3, requires_grad=True), torch.randn(200_000, 2)
+x, w, y = torch.randn(2_000_000, 3), torch.randn(2, 3, requires_grad=True), torch.randn(2_000_000, 2)
 loss = gdcore.linear_mse(x, w, y)
 loss.backward()
 torch.testing.assert_close(loss, torch.nn.functional.mse_loss(x @ w.t(), y))

@@ -16,7 +16,7 @@ from gdcore.plan import plan_for
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the CPU path is tested on machines without a GPU")
 
 
-def big(n=300_000, k=12, m=2):
+def big(n=700_000, k=12, m=2):
     return torch.randn(n, k), torch.randn(m, k, requires_grad=True), torch.randn(n, m)
 
 

@@ -35,20 +35,7 @@ def test_opcheck_of_the_backward_operator():
     torch.library.opcheck(ops.linear_mse_backward, (*args, "mean", True, True, True, True))
 
 
-SMALL, LARGE = (65, 9, 4), (700, 60, 20)  # on a CPU the small one is stock's
-
-
-@pytest.mark.parametrize(
-    ("shape", "reduction", "backend"),
-    [
-        (SMALL, "mean", "aot_eager"),
-        (SMALL, "none", "aot_eager"),
-        (LARGE, "none", "aot_eager"),
-        (LARGE, "mean", "inductor"),
-    ],
-    ids=str,
-)
-def test_compiles_without_a_graph_break(shape, reduction, backend):
+def compile_and_compare(shape, reduction, backend):
     t = leaves(draw(*shape))
     compiled = torch.compile(
         lambda i, w, y, b: gdcore.linear_mse(i * 2, w, y, b, reduction=reduction) + 1, fullgraph=True, backend=backend
@@ -59,11 +46,23 @@ def test_compiles_without_a_graph_break(shape, reduction, backend):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_compiles_without_a_graph_break(reduction):
+    compile_and_compare((65, 9, 4), reduction, "aot_eager")
+
+
+@pytest.mark.parametrize(
+    ("reduction", "backend"), [("none", "aot_eager"), ("mean", "aot_eager"), ("mean", "inductor")], ids=str
+)
+def test_compiles_to_the_operators_without_a_graph_break(reduction, backend, every_shape_fused):
+    compile_and_compare((700, 60, 20), reduction, backend)
+
+
 def leaves_in_order(t):
     return t["input"], t["weight"], t["target"], t["bias"]
 
 
-def test_a_large_shape_compiles_to_the_operator():
+def test_a_large_shape_compiles_to_the_operator(every_shape_fused):
     graphs = []
 
     def spy(graph, _):
@@ -75,7 +74,7 @@ def test_a_large_shape_compiles_to_the_operator():
     assert any("gdcore.linear_mse" in str(node.target) for graph in graphs for node in graph.graph.nodes)
 
 
-def test_a_whole_training_step_compiles():
+def test_a_whole_training_step_compiles(every_shape_fused):
     t = leaves(draw(5000, 20, 3), ("weight", "bias"))
     module = gdcore.LinearMSELoss(20, 3, device=DEVICE)
     with torch.no_grad():
@@ -90,7 +89,7 @@ def test_a_whole_training_step_compiles():
     torch.testing.assert_close(losses[0], losses[1])
 
 
-def test_dynamic_shapes_do_not_recompile_for_every_size():
+def test_dynamic_shapes_do_not_recompile_for_every_size(every_shape_fused):
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounter()
     compiled = torch.compile(lambda i, w, y: gdcore.linear_mse(i, w, y), fullgraph=True, backend=counter, dynamic=True)

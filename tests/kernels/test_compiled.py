@@ -70,13 +70,13 @@ def test_loads_16_bytes_at_a_time(compiled, name):
 
 @pytest.mark.parametrize("name", ONE_PASS)
 def test_one_pass_keeps_enough_loads_in_flight(compiled, name):
-    """Bandwidth times latency is 20 to 30 kB for each multiprocessor of an H100 or H200, and about 36 kB of a B200."""
+    """Bandwidth times latency of an H100 or H200 is 20 to 30 kB for each multiprocessor."""
     arch, variant = ONE_PASS[name]
     dtype = next(dtype for dtype, short in SHORT.items() if "*" + short == variant.arguments["input_ptr"])
     k, m = variant.constants["K"], variant.constants["M"]
     family = variant.name.split()[0].removeprefix("one_pass_")
     rows = rows_per_tile(family, variant.config, k, dtype) * max(variant.config.num_stages - 1, 1)
-    assert figures_of(compiled, arch, variant)["programs_per_sm"] * rows * (k + m) * dtype.itemsize >= 36_000
+    assert figures_of(compiled, arch, variant)["programs_per_sm"] * rows * (k + m) * dtype.itemsize >= 32_000
 
 
 def test_stored_figures_are_those_of_their_compiler(compiled):
