@@ -15,6 +15,7 @@ LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 Call = Callable[[], tuple[Tensor, ...]]  # returns the loss, then the wanted gradients in the case's order
 
 STOCK, COMPILED, OURS = "eager", "compile", "gdcore"
+FUSED = "fused"  # gdcore with its fused path asked for by name, in training runs
 
 
 @dataclass(frozen=True, slots=True)

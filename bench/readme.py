@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from . import words
-from .peers import COMPILED, OURS, STOCK
+from .peers import COMPILED, FUSED, OURS, STOCK
 from .results import BadInput, read
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
@@ -131,30 +131,31 @@ def training_table(rows: Sequence[Mapping]) -> str:
     for row in rows:
         if "unavailable" in row:
             continue
-        stock, ours = row[STOCK], row[OURS]
+        runs = [row[name] for name in (STOCK, FUSED, OURS)]
+        stock, fused, _ = runs
         lines.append(
             [
                 f"{row['dataset']} ({row['what']})",
                 f"{row['updates']:,}",
-                row["path"]["name"],
                 f"{stock['final_loss']:.6g}",
-                f"{ours['final_loss']:.6g}",
+                f"{fused['final_loss']:.6g}",
                 f"{row['metric']} {stock['score']:.4f}",
-                f"{ours['score']:.4f}",
-                words.duration(stock["seconds"]),
-                words.duration(ours["seconds"]),
+                f"{fused['score']:.4f}",
+                *(words.duration(run["seconds"]) for run in runs),
+                row["path"]["name"],
             ]
         )
     heads = [
         "training on real data",
         "updates",
-        "path",
         "last loss, stock",
-        "gdcore",
+        "fused",
         "accuracy or R², stock",
-        "gdcore",
+        "fused",
         "time, stock",
+        "fused",
         "gdcore",
+        "gdcore's path",
     ]
     return markdown_table(heads, lines)
 

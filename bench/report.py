@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from . import words
-from .peers import COMPILED, OURS, STOCK
+from .peers import COMPILED, FUSED, OURS, STOCK
 
 COLOURS = {"FASTER": "green", "SLOWER": "red", "SAME": "cyan", "UNSURE": "yellow"}
 
@@ -248,18 +248,18 @@ def training_table(rows: Sequence[Mapping]) -> Table:
         if "unavailable" in row:
             table.add_row(row["dataset"], *[""] * 5, f"[yellow]{escape(row['unavailable'])}[/]")
             continue
-        firsts = (row["dataset"], f"[dim]{row['updates']:,}[/]")
-        lasts = (words.difference(row["loss_difference"]), "[red]DIFFERS[/]" if row["problems"] else "[green]same[/]")
-        for name, first, (differ, verdict) in zip((STOCK, OURS), firsts, (("", ""), lasts), strict=True):
+        firsts = (row["dataset"], f"[dim]{row['updates']:,}[/]", "")
+        verdict = "[red]DIFFERS[/]" if row["problems"] else "[green]same[/]"
+        for name, first in zip((STOCK, OURS, FUSED), firsts, strict=True):
             run = row[name]
             table.add_row(
                 first,
-                words.TITLES[name] if name == STOCK else f"{words.TITLES[name]} [dim]({row['path']['name']} path)[/]",
+                words.TITLES[name] if name != OURS else f"{words.TITLES[name]} [dim]({row['path']['name']} path)[/]",
                 f"{run['final_loss']:.6g}",
                 f"{row['metric']} {run['score']:.4f}",
                 words.duration(run["seconds"]),
-                differ,
-                verdict,
+                "" if name == STOCK else words.difference(run["loss_difference"]),
+                verdict if name == FUSED else "",
             )
     return table
 

@@ -1,6 +1,7 @@
 """The same cases and peers for pytest-benchmark: `pytest bench/ --benchmark-only`. Small sizes; parity comes first here too."""
 
 import pytest
+
 from gdcore.bench import parity
 from gdcore.bench.cases import Case, Tensors, make_tensors, select
 from gdcore.bench.machine import device_here

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from .peers import COMPILED, OURS, STOCK
+from .peers import COMPILED, FUSED, OURS, STOCK
 
-TITLES = {STOCK: "stock", COMPILED: "torch.compile", OURS: "gdcore"}
+TITLES = {STOCK: "stock", COMPILED: "torch.compile", OURS: "gdcore", FUSED: "gdcore, fused"}
 GRADIENTS = {"weight": "dW", "input": "dX", "bias": "db"}
 
 
@@ -179,12 +179,16 @@ def _training(rows) -> list[str]:
         if "unavailable" in row:
             sentences.append(f"Training on {row['dataset']}: not run, {row['unavailable']}.")
             continue
-        stock, ours = row[STOCK], row[OURS]
+        stock, ours, fused = row[STOCK], row[OURS], row[FUSED]
         sentences.append(
-            f"Training on {row['dataset']}, {row['updates']:,} updates: {_same(row['loss_difference'])}; "
-            f"{row['metric']} {stock['score']:.4f} with stock, {ours['score']:.4f} with gdcore; "
-            f"{duration(stock['seconds'])} and {duration(ours['seconds'])}."
-            + (f" gdcore leaves this to stock: {row['path']['why']}." if row["path"]["name"] == "stock" else "")
+            f"Training on {row['dataset']}, {row['updates']:,} updates: {_same(fused['loss_difference'])} with the fused path; "
+            f"{row['metric']} {stock['score']:.4f} with stock, {fused['score']:.4f} fused; "
+            f"{duration(stock['seconds'])} with stock, {duration(ours['seconds'])} with gdcore"
+            + (
+                f", which leaves this to stock ({row['path']['why']}); fused {duration(fused['seconds'])}."
+                if row["path"]["name"] == "stock"
+                else "."
+            )
         )
         sentences += [f"TRAINING on {row['dataset']} DIFFERS: {problem}." for problem in row["problems"]]
     return sentences

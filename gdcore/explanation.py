@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from . import devices
-from .backends import Wanted, backend_for
+from .backends import Wanted, backend_for, stock_may_win
 from .kernels.configs import rows_per_tile
 from .plan import Plan, plan_for
 from .validation import check_linear_mse
@@ -87,6 +87,7 @@ def plan_of(
         device=device or devices.describe(input.device, interpreted=backend == "triton"),
         contiguous=input.is_contiguous() and target.is_contiguous(),
         has_bias=bias is not None,
+        may_be_stock=stock_may_win(),
         input_precision=float32_precision() if backend == "triton" and input.dtype is torch.float32 else "ieee",
     )
 

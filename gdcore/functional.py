@@ -7,7 +7,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from . import autocast, ops
 from .autograd import LinearMSE, run_forward
-from .backends import NOTHING, Wanted, backend_for, load, reference
+from .backends import NOTHING, Wanted, backend_for, load, reference, stock_may_win
 from .explanation import plan_of
 from .plan import stock_wins_on_cpu
 from .validation import check_linear_mse, check_matmul_mse
@@ -137,7 +137,7 @@ def _are_small_and_plain(input: Tensor, weight: Tensor, target: Tensor, bias: Te
         )
         and stock_wins_on_cpu(input.numel() + target.numel(), torch.float32, torch.float32, "mean")
         and not torch._C._is_any_autocast_enabled()
-        and backend_for(input.device) == "cpu"
+        and stock_may_win()
     )
 
 

@@ -81,6 +81,7 @@ def plan_for(
     contiguous: bool = True,
     has_bias: bool = False,
     input_precision: str = "ieee",
+    may_be_stock: bool = True,
 ) -> Plan:
     """The plan for input (n, k), weight (m, k), target (n, m).
 
@@ -94,6 +95,8 @@ def plan_for(
         Whether the rows of input and target lie one after another.
     input_precision : {"ieee", "tf32"}
         How float32 products are computed on CUDA.
+    may_be_stock : bool
+        Whether small shapes on a CPU may be left to stock.
     """
     plan = Plan(
         "cpu" if device.kind == "cpu" else "triton",
@@ -107,7 +110,10 @@ def plan_for(
         input_precision=input_precision,
     )
     target_dtype = target_dtype or dtype
-    plan = (_cpu if device.kind == "cpu" else _cuda)(plan, target_dtype, wanted, reduction, contiguous)
+    if device.kind == "cpu":
+        plan = _cpu(plan, target_dtype, wanted, reduction, may_be_stock)
+    else:
+        plan = _cuda(plan, target_dtype, wanted, reduction, contiguous)
     return _with_cost(plan, target_dtype, wanted, reduction, has_bias)
 
 
@@ -129,7 +135,7 @@ def stock_wins_on_cpu(numbers: int, dtype: torch.dtype, target_dtype: torch.dtyp
     return numbers * dtype.itemsize <= _STOCK_BYTES or reduction == "none"
 
 
-def _cpu(plan: Plan, target_dtype: torch.dtype, wanted: Wanted, reduction: str, contiguous: bool) -> Plan:
+def _cpu(plan: Plan, target_dtype: torch.dtype, wanted: Wanted, reduction: str, may_be_stock: bool) -> Plan:
     n, k, m, dtype = plan.n, plan.k, plan.m, plan.dtype
     size = accumulator_dtype(dtype).itemsize
     rows = max(_LEAST_ROWS, _BLOCK_BYTES // (size * max(k + 2 * m, 1)))
@@ -138,9 +144,9 @@ def _cpu(plan: Plan, target_dtype: torch.dtype, wanted: Wanted, reduction: str, 
     later = wanted.input or wanted.target or (not scalar and any(wanted))
     # The fields below hold for the stock path too: inside torch.compile's operators the streaming code computes every shape.
     plan = dataclasses.replace(plan, block_rows=rows, store_residual=later, grad_in_forward=scalar)
-    if stock_wins_on_cpu(n * (k + m), dtype, target_dtype, reduction):
+    if may_be_stock and stock_wins_on_cpu(n * (k + m), dtype, target_dtype, reduction):
         why = (
-            "so few numbers that the call is all the cost"
+            "the data fits in the cache, where stock's further passes over it cost little"
             if scalar
             else 'reduction="none" makes an N x M result anyway'
         )

@@ -6,7 +6,12 @@ import triton.language as tl
 
 INTERPRET = tl.constexpr(triton.knobs.runtime.interpret)
 
-TRITON_TYPES = {torch.float64: tl.float64, torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+TRITON_TYPES = {
+    torch.float64: tl.float64,
+    torch.float32: tl.float32,
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+}
 
 
 def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:

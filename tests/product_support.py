@@ -3,6 +3,7 @@
 import functools
 
 import torch
+
 from gdcore.kernels.configs import Config
 from support import DEVICE, EPSILON
 

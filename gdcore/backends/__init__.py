@@ -59,9 +59,9 @@ def use_backend(name: str) -> Iterator[None]:
     Parameters
     ----------
     name : {"auto", "triton", "cpu", "reference"}
-        "auto" takes Triton kernels for CUDA tensors (compute capability 8.0 or later), the streaming path for
-        CPU tensors, and stock PyTorch for everything else. "triton" accepts CPU tensors only when Triton's
-        interpreter is on (TRITON_INTERPRET=1).
+        "auto" takes Triton kernels for CUDA tensors (compute capability 8.0 or later); for CPU tensors the streaming
+        path, or stock where that is as fast; stock PyTorch for everything else. "cpu" streams every shape. "triton"
+        accepts CPU tensors only when Triton's interpreter is on (TRITON_INTERPRET=1).
 
     Raises
     ------
@@ -99,6 +99,11 @@ def interpreting() -> bool:
 @functools.cache
 def _kernels_run_on(device: torch.device) -> bool:
     return triton_is_there() and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def stock_may_win() -> bool:
+    """Whether a plan may leave small CPU shapes to stock: only where no backend was asked for by name."""
+    return _chosen.get() == "auto"
 
 
 def backend_for(device: torch.device) -> str:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from gdcore.bench.cases import Case
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from gdcore.bench.cases import PROFILES, Case, make_tensors, matches, select
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from gdcore.bench import ceilings
 from gdcore.bench.cases import Case
 from gdcore.bench.ceilings import Ceilings

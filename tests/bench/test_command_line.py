@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from gdcore.bench import runner
-from gdcore.bench.__main__ import main
-from gdcore.bench.results import SCHEMA
 
 import gdcore
 from gdcore.backends import reference
+from gdcore.bench import runner
+from gdcore.bench.__main__ import main
+from gdcore.bench.results import SCHEMA
 
 ROOT = Path(__file__).parents[2]
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from gdcore.bench import memory
 from gdcore.bench.cases import Case
 from gdcore.bench.peers import OURS, STOCK

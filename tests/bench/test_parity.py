@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+
+from gdcore.backends import reference
 from gdcore.bench import parity
 from gdcore.bench.cases import make_tensors
 from gdcore.bench.peers import bind
-
-from gdcore.backends import reference
 
 
 def checked(case, function):

@@ -1,6 +1,7 @@
 """Predictions: stock's bytes by hand, rows that call themselves predicted, no GPU needed."""
 
 import torch
+
 from gdcore.bench import predict
 from gdcore.bench.cases import Case
 

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from gdcore.bench import readme
 from gdcore.bench.__main__ import main
 from gdcore.bench.results import BadInput, read, write
@@ -58,6 +59,7 @@ def document() -> dict:
                 "problems": [],
                 "eager": run,
                 "gdcore": run,
+                "fused": run,
             }
         },
     }

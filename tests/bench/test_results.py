@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+
 from gdcore.bench.results import SCHEMA, BadInput, Results, read, write
 
 HERE = {"machine": {"cpu": "one"}, "versions": {"torch": "2"}}

@@ -5,6 +5,7 @@ import gc
 import numpy as np
 import pytest
 import torch
+
 from gdcore.bench import timing
 from gdcore.bench.timing import WallClock, calibrate, compare, interleave, order_of, quantiles, verdict
 

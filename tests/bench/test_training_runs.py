@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+
+import gdcore
 from gdcore.bench import training_runs
 from gdcore.bench.datasets import DATASETS, thermometer
 from gdcore.bench.peers import OURS, STOCK
-
-import gdcore
 
 CPU = torch.device("cpu")
 

@@ -1,8 +1,8 @@
 import pytest
-from support import DEVICE
 
 import gdcore
 from gdcore import plan
+from support import DEVICE
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from support import DEVICE, draw, leaves
 
 import gdcore
+from support import DEVICE, draw, leaves
 
 
 def loss_of(tensors, **options):

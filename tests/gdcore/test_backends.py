@@ -7,10 +7,10 @@ import threading
 
 import pytest
 import torch
-from support import DEVICE, draw
 
 import gdcore
 from gdcore import backends
+from support import DEVICE, draw
 
 CPU = torch.device("cpu")
 

@@ -5,9 +5,9 @@ import pathlib
 
 import pytest
 import torch
-from support import DEVICE
 
 import gdcore
+from support import DEVICE
 
 DATA = pathlib.Path(gdcore.__file__).parent.parent / "bench" / "data"
 THERMOMETER = json.loads((DATA / "thermometer.json").read_text())

@@ -6,9 +6,9 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from support import DEVICE
 
 import gdcore
+from support import DEVICE
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])

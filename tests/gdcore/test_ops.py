@@ -5,10 +5,10 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from support import DEVICE, draw, leaves
 
 import gdcore
 from gdcore import ops
+from support import DEVICE, draw, leaves
 
 WANTED = list(itertools.product((False, True), repeat=4))
 

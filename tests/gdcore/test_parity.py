@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support import DEVICE, DTYPES, NAMES, assert_parity, draw
 
 import gdcore
 from gdcore import plan
+from support import DEVICE, DTYPES, NAMES, assert_parity, draw
 
 SHAPES = [
     (100, 2, 1),  # the lesson

@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from support import DEVICE
 
 import gdcore
+from support import DEVICE
 
 methods = pytest.importorskip("torch.testing._internal.common_methods_invocations", reason="needs expecttest")
 SAMPLES = {info.name: info for info in methods.op_db if info.name in ("nn.functional.linear", "nn.functional.mse_loss")}

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from support import DEVICE
 
 import gdcore
+from support import DEVICE
 
 
 def tensors(**changes):

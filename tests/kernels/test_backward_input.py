@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from gdcore.kernels.backward_input import backward_input
 from gdcore.kernels.common import accumulator_dtype
 from gdcore.kernels.configs import product_config
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from product_support import LAYOUTS, SHAPES, SMALL, assert_near, laid_out, normal, poison, shape_id
 from support import DEVICE, DTYPES
 

@@ -7,11 +7,12 @@ import sys
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from gdcore.kernels.backward_weight import backward_weight
 from gdcore.kernels.common import accumulator_dtype
 from gdcore.kernels.configs import product_config
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from product_support import LAYOUTS, SHAPES, SMALL, assert_near, laid_out, normal, poison, shape_id
 from support import DEVICE, DTYPES
 

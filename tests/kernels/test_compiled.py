@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 import triton
+
 from gdcore.kernels.compiled import ARCHITECTURES, CHIPS, RESOURCES, count_instructions, occupancy
 from gdcore.kernels.configs import rows_per_tile
 from gdcore.kernels.shipped import SHORT, variants

@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from gdcore.kernels import loss as loss_module
 from gdcore.kernels.common import accumulator_dtype
 from gdcore.kernels.loss import loss
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from product_support import LAYOUTS, assert_near, laid_out, normal, poison, shape_id
 from support import DTYPES
 

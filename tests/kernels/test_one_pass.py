@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gdcore.backends.reference import relative_error
 from gdcore.kernels.common import accumulator_dtype
 from gdcore.kernels.configs import Config, one_pass_config, rows_group, rows_per_tile
 from gdcore.kernels.one_pass_dot import one_pass_dot
 from gdcore.kernels.one_pass_rows import one_pass_rows
 from gdcore.kernels.one_pass_vector import one_pass_vector
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from product_support import LAYOUTS, assert_near, laid_out, normal, poison
 from support import DEVICE, DTYPES
 
@@ -174,16 +176,33 @@ def test_rows_reads_weight_and_bias_of_any_strides(layout):
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="needs memory that is reserved but never touched")
+@pytest.mark.parametrize("weight_strides", [(1, 2**30), (2**30, 1)], ids=["far columns", "far rows of W"])
 @pytest.mark.parametrize("family", ["vector", "dot"])
-def test_offsets_beyond_32_bits(family):
+def test_offsets_beyond_32_bits(family, weight_strides):
     """Operands whose columns lie 2^30 elements apart, in pages that are never touched."""
-    far, k, m, n = 2**30, 3, 4, 20
-    memory = torch.from_numpy(np.zeros(4 * far, np.float16))
-    x, w, y = (memory.as_strided((rows, columns), (1, far), 32 * i) for i, (rows, columns) in enumerate(
-        ((n, k), (m, k), (n, m))))  # fmt: skip
+    n, k, m, far = 20, 4, 4, (1, 2**30)
+    memory = torch.from_numpy(np.zeros(4 * 2**30, np.float16))
+    x, w, y = (
+        memory.as_strided(shape, strides, 32 * place)
+        for place, (shape, strides) in enumerate((((n, k), far), ((m, k), weight_strides), ((n, m), far)))
+    )
     for tensor in (x, w, y):
         tensor.copy_(normal(*tensor.shape, dtype=torch.float16))
     check(family, x, w, y, None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", ODD, ids=shape_id)
+def test_near_convergence_the_residual_keeps_its_digits(case, dtype):
+    """It comes from the accumulator: a prediction rounded to half precision would be off by more than all of it."""
+    family, *shape = case
+    x, w, y, b = operands(*shape, dtype, target_dtype=torch.float32)
+    y.copy_(F.linear(x.double(), w.double(), b.double()) + 1e-4 * torch.randn_like(y, dtype=torch.float64))
+    exact = formulas(x, w, y, b, torch.float64)
+    residual = torch.empty_like(y)
+    loss = launch(family, x, w, y, b, residual=residual)[0]
+    assert relative_error(residual, exact[-1]) < 2e-2
+    assert relative_error(loss, exact[0]) < 2e-2
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -234,7 +253,9 @@ def test_every_supported_shape_has_a_configuration(arch):
             if family == "rows":
                 assert config.block_n >= 32 * config.num_warps
             else:
-                assert config.block_k >= max(min(k, 512 // dtype.itemsize), least) if family == "vector" else max(k, least)
+                assert (
+                    config.block_k >= max(min(k, 512 // dtype.itemsize), least) if family == "vector" else max(k, least)
+                )
 
 
 def test_an_unknown_family_is_refused():

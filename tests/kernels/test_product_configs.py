@@ -3,10 +3,11 @@
 import pytest
 import torch
 import triton.language as tl
-from gdcore.kernels.configs import REDUCED, Config, default_split, product_config
-from gdcore.kernels.shipped_products import product_variants
 from hypothesis import given
 from hypothesis import strategies as st
+
+from gdcore.kernels.configs import REDUCED, Config, default_split, product_config
+from gdcore.kernels.shipped_products import product_variants
 from support import DTYPES
 
 FAMILIES = list(REDUCED)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from gdcore.kernels.reduce import add_rows, reduce_tile
 from product_support import normal, poison
 
