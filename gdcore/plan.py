@@ -120,7 +120,7 @@ def plan_for(
 _STOCK_BYTES = (
     32 << 20
 )  # of input and target: up to a last-level cache, stock's extra passes over them cost little on a CPU
-_BLOCK_BYTES = 3 << 20  # a CPU block of X, Y and E: half of it is in a core's share of the last cache, the rest streams
+_BLOCK_BYTES = 2 << 20  # a CPU block of X, Y and E: large enough for the calls, small enough for a cache
 _LEAST_ROWS = 2048  # fewer rows make poor matrix products
 _MOST_RESIDUAL_BYTES = 64 << 20  # of one block's residual, whatever M is
 
