@@ -16,28 +16,30 @@ class LinearMSE(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, weight, target, bias, reduction, wanted, plan, backend):  # type: ignore[override]
         saved = run_forward(backend, input, weight, target, bias, reduction, wanted, plan)
-        # Stock keeps the weight only for the input's gradient, so a weight that changes between the passes is an error
-        # only then. The double backward needs it always, and checks its version itself.
-        ctx.save_for_backward(input, weight if wanted.input else None, target, *saved[1:])
-        ctx.unsaved = (weight, weight._version, bias, None if bias is None else bias._version)
+        # Stock keeps the weight only for the input's gradient and the input only for the weight's, so a change between
+        # the passes is an error only then. The double backward needs all, and checks their versions itself.
+        ctx.save_for_backward(input if wanted.weight else None, weight if wanted.input else None, target, *saved[1:])
+        ctx.unsaved = tuple((t, None if t is None or t.is_inference() else t._version) for t in (input, weight, bias))
         ctx.reduction, ctx.wanted, ctx.plan, ctx.backend = reduction, wanted, plan, backend
-        return saved.loss.view(target.shape) if reduction == "none" else saved.loss
+        # .data: autograd forbids in-place changes of a view that was made in here, and users write loss /= steps.
+        return (saved.loss.view(target.shape) if reduction == "none" else saved.loss).data
 
     @staticmethod
     def backward(ctx, grad_output):  # type: ignore[override]
-        input, _, target, residual, grad_weight, grad_bias = ctx.saved_tensors
-        weight, weight_version, bias, bias_version = ctx.unsaved
+        _, _, target, residual, grad_weight, grad_bias = ctx.saved_tensors
+        input, weight, bias = (tensor for tensor, _ in ctx.unsaved)
+        wanted = ctx.wanted
         if torch.is_grad_enabled():
-            if weight._version != weight_version or (bias is not None and bias._version != bias_version):
+            if any(t is not None and version is not None and t._version != version for t, version in ctx.unsaved):
                 raise RuntimeError(
-                    "weight or bias has been modified by an inplace operation since the forward pass, so this "
+                    "input, weight or bias has been modified by an inplace operation since the forward pass, so this "
                     "backward pass cannot record a graph (create_graph=True)"
                 )
-            gradients = differentiable_gradients(grad_output, input, weight, target, bias, ctx.reduction, ctx.wanted)
+            gradients = differentiable_gradients(grad_output, input, weight, target, bias, ctx.reduction, wanted)
         else:
             saved = Forward(None, residual, grad_weight, grad_bias)  # type: ignore[arg-type]
             gradients = run_backward(
-                ctx.backend, grad_output, input, weight, target, saved, ctx.reduction, ctx.wanted, ctx.plan
+                ctx.backend, grad_output, input, weight, target, saved, ctx.reduction, wanted, ctx.plan
             )
         return *gradients, None, None, None, None
 

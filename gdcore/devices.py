@@ -61,7 +61,9 @@ def describe(device: torch.device, interpreted: bool = False) -> Device:
 @functools.cache
 def _describe_cuda(device: torch.device) -> Device:
     properties = torch.cuda.get_device_properties(device)
-    architecture = max(a for a in KNOWN if a <= properties.major * 10 + properties.minor)
+    capability = properties.major * 10 + properties.minor
+    # Consumer GPUs from 12.0 on have the shared memory of the 8.x ones.
+    architecture = max((a for a in KNOWN if a <= capability < 120), default=min(KNOWN))
     return KNOWN[architecture]._replace(
         name=properties.name,
         sms=properties.multi_processor_count,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from . import devices
+from . import autocast, devices
 from .backends import Wanted, backend_for, stock_may_win
 from .kernels.configs import rows_per_tile
 from .plan import Plan, plan_for
@@ -47,6 +47,7 @@ def explain(
     ValueError
         Unknown device; otherwise as linear_mse.
     """
+    input, weight, target, bias = autocast.cast(input, weight, target, bias)
     check_linear_mse(input, weight, target, bias, reduction)
     known = {d.name: d for d in devices.KNOWN.values()}
     if device is not None and device not in known:

@@ -142,21 +142,33 @@ def _are_small_and_plain(input: Tensor, weight: Tensor, target: Tensor, bias: Te
 
 
 def _is_stocks(input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, reduction: str) -> bool:
-    """Whether the stock composition computes this: tiny, empty, or in a mode that kernels do not know."""
+    """Whether the stock composition computes this: small, empty, or in a mode or of a kind that kernels do not know."""
     elements, outputs = input.numel(), target.numel()
-    if torch.compiler.is_compiling():
-        return input.device.type == "cpu" and stock_wins_on_cpu(
-            elements + outputs, input.dtype, target.dtype, reduction
+    compiling = torch.compiler.is_compiling()  # Dynamo cannot follow a ContextVar
+    if (
+        (
+            input.is_cpu
+            and (compiling or stock_may_win())
+            and stock_wins_on_cpu(elements + outputs, input.dtype, target.dtype, reduction)
         )
+        or torch._C._are_functorch_transforms_active()
+        or any(t is not None and type(t) not in _PLAIN for t in (input, weight, target, bias))
+    ):
+        return True
+    # An unscaled residual of a wider target may pass 65504, and the products of float16 operands take it as float16.
+    overflows = input.dtype is torch.float16 and target.dtype is torch.float32
+    if compiling:
+        return overflows and not input.is_cpu
     backend = backend_for(input.device)
     return (
-        (backend == "cpu" and stock_wins_on_cpu(elements + outputs, input.dtype, target.dtype, reduction))
-        or backend == "reference"
+        backend == "reference"
+        or (backend == "triton" and overflows)
         or elements == 0
         or outputs == 0
-        or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
-        or any(t is not None and type(t) not in _PLAIN for t in (input, weight, target, bias))
+        or torch.jit.is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or any(t is not None and t.is_neg() for t in (input, weight, target, bias))
     )
 
 

@@ -37,7 +37,7 @@ def linear_mse(
     stores_residual, early = _split(reduction, wanted)
     name = _backend_name(input, target)
     backend = load(name)
-    plan = plan_of(name, input, weight, target, bias, reduction, wanted) if target.numel() else None
+    plan = plan_of(name, input, weight, target, bias, reduction, wanted) if name != "reference" else None
     saved = run_forward(backend, input, weight, target, bias, reduction, wanted, plan)
     d_weight, d_bias = saved.grad_weight, saved.grad_bias
     if any(early) and d_weight is None and d_bias is None:
@@ -82,7 +82,7 @@ def linear_mse_backward(
     wanted = Wanted(want_input, want_weight, want_target, want_bias)
     name = _backend_name(input, target)
     rows = residual.reshape(-1, residual.shape[-1])
-    plan = plan_of(name, input, weight, target, None, reduction, wanted) if target.numel() else None
+    plan = plan_of(name, input, weight, target, None, reduction, wanted) if name != "reference" else None
     saved = Forward(None, rows)  # type: ignore[arg-type]
     gradients = run_backward(load(name), grad_output, input, weight, target, saved, reduction, wanted, plan)
     return tuple(input.new_empty(0) if gradient is None else gradient for gradient in gradients)  # type: ignore[return-value]

@@ -32,6 +32,9 @@ class Plan:
     split: int = 1  # parts of N in the product dW
     input_precision: str = "ieee"
     block_rows: int = 0  # rows a CPU worker holds in cache
+    workers: int = (
+        1  # CPU threads with rows of their own; 1: the caller alone, with torch's threads inside each product
+    )
     bytes_read: int = 0
     bytes_written: int = 0
     flops: int = 0
@@ -110,10 +113,12 @@ def plan_for(
         input_precision=input_precision,
     )
     target_dtype = target_dtype or dtype
+    if 0 in (n, k, m):
+        return dataclasses.replace(plan, path="stock", why="there is nothing to compute")
     if device.kind == "cpu":
         plan = _cpu(plan, target_dtype, wanted, reduction, may_be_stock)
     else:
-        plan = _cuda(plan, target_dtype, wanted, reduction, contiguous)
+        plan = _cuda(plan, target_dtype, wanted, reduction, contiguous, has_bias)
     return _with_cost(plan, target_dtype, wanted, reduction, has_bias)
 
 
@@ -143,7 +148,10 @@ def _cpu(plan: Plan, target_dtype: torch.dtype, wanted: Wanted, reduction: str, 
     scalar = reduction != "none"
     later = wanted.input or wanted.target or (not scalar and any(wanted))
     # The fields below hold for the stock path too: inside torch.compile's operators the streaming code computes every shape.
-    plan = dataclasses.replace(plan, block_rows=rows, store_residual=later, grad_in_forward=scalar)
+    # A worker needs blocks enough to share evenly, and a gradient of its own, which together must not pass N x M.
+    threads = plan.device.sms
+    workers = threads if n >= 2 * threads * rows and threads * k <= n else 1
+    plan = dataclasses.replace(plan, block_rows=rows, workers=workers, store_residual=later, grad_in_forward=scalar)
     if may_be_stock and stock_wins_on_cpu(n * (k + m), dtype, target_dtype, reduction):
         why = (
             "the data fits in the cache, where stock's further passes over it cost little"
@@ -157,7 +165,9 @@ def _cpu(plan: Plan, target_dtype: torch.dtype, wanted: Wanted, reduction: str, 
     )
 
 
-def _cuda(plan: Plan, target_dtype: torch.dtype, wanted: Wanted, reduction: str, contiguous: bool) -> Plan:
+def _cuda(
+    plan: Plan, target_dtype: torch.dtype, wanted: Wanted, reduction: str, contiguous: bool, has_bias: bool
+) -> Plan:
     n, k, m, dtype, device = plan.n, plan.k, plan.m, plan.dtype, plan.device
     scalar = reduction != "none"
 
@@ -194,12 +204,16 @@ def _cuda(plan: Plan, target_dtype: torch.dtype, wanted: Wanted, reduction: str,
     size = dtype.itemsize
     arithmetic = 2 * n * k * m / device.rate(dtype, plan.input_precision)
     traffic = size * (n * k + 2 * n * m + m * k) / device.bandwidth
-    if scalar and target_dtype is dtype and arithmetic > traffic:
+    # The library adds one operand in its epilogue: with half types a bias or a wider target would have to be rounded first.
+    whole = target_dtype is dtype and not (has_bias and size == 2)
+    if scalar and arithmetic > traffic and whole:
         why = "limited by arithmetic, where the library's products are the fastest: E from its epilogue, one fused pass sums it"
         return dataclasses.replace(plan, path="library", why=why)
-    why = "limited by memory: loss and residual are formed in the product's epilogue, the prediction is never stored"
+    why = "loss and residual are formed in the product's epilogue, the prediction is never stored"
     if not scalar:
         why = 'reduction="none": the squares are formed in the product\'s epilogue'
+    elif arithmetic > traffic:
+        why += "; the library's product would round the residual's terms"
     return dataclasses.replace(plan, path="tiled", why=why)
 
 
@@ -248,7 +262,7 @@ def _with_cost(plan: Plan, target_dtype: torch.dtype, wanted: Wanted, reduction:
             parts = plan.split * m * k * accumulator
             workspace, read, written = workspace + parts, read + parts, written + parts
         if plan.path == "streaming":
-            workspace += plan.device.sms * accumulator * (min(plan.block_rows, n) * m + gradients)
+            workspace += plan.workers * accumulator * (min(plan.block_rows, n) * m + gradients)
     written += x * wanted.input + y * wanted.target + gradients * plan.dtype.itemsize
     return dataclasses.replace(
         plan,

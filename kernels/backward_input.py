@@ -45,7 +45,7 @@ def backward_input_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    tile_n, tile_k = grouped_tile(tl.program_id(0), tl.cdiv(N, BLOCK_N), tl.cdiv(K, BLOCK_K))
+    tile_n, tile_k = grouped_tile(tl.program_id(0), (N - 1) // BLOCK_N + 1, tl.cdiv(K, BLOCK_K))
     offsets_n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     offsets_k = tile_k * BLOCK_K + tl.arange(0, BLOCK_K)
     offsets_m = tl.arange(0, BLOCK_M)

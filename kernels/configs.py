@@ -22,8 +22,8 @@ class Config:
 
 
 # ONE_PASS: loss and gradients from one read of X and Y.
-# Each wants 40 kB or more of loads in flight on a multiprocessor, and no spills; only float64 and the largest M of
-# one_pass_rows, whose accumulators fill the registers, get less (24 kB or more).
+# Each aims at 40 kB or more of loads in flight on a multiprocessor, with no spills. Where accumulators fill the registers
+# it is less, 24 kB at least: the largest M of one_pass_rows, float64, and one_pass_dot at K = 17 to 50 or so.
 
 VECTOR_BYTES = 16  # the widest load
 WARP_BYTES = 512  # of a warp's lanes together

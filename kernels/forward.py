@@ -58,7 +58,7 @@ def forward_kernel(
     BLOCK_M: tl.constexpr,
 ):
     tile = tl.program_id(0)
-    tile_n, tile_m = grouped_tile(tile, tl.cdiv(N, BLOCK_N), tl.cdiv(M, BLOCK_M))
+    tile_n, tile_m = grouped_tile(tile, (N - 1) // BLOCK_N + 1, tl.cdiv(M, BLOCK_M))
     offsets_n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     offsets_m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     offsets_k = tl.arange(0, BLOCK_K)

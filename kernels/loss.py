@@ -35,7 +35,8 @@ def squares_kernel(
     program = tl.program_id(0)
     tiles_m = tl.cdiv(M, BLOCK_M)
     acc = tl.zeros((BLOCK_N, BLOCK_M), ACCUMULATOR)
-    for tile in range(program, tl.cdiv(N, BLOCK_N) * tiles_m, tl.num_programs(0)):
+    # Not tl.cdiv: N + BLOCK_N - 1 may pass 2³¹.
+    for tile in range(program, ((N - 1) // BLOCK_N + 1) * tiles_m, tl.num_programs(0)):
         offsets_n = (tile // tiles_m).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
         offsets_m = (tile % tiles_m).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
         mask = (offsets_n < N)[:, None] & (offsets_m < M)[None, :]

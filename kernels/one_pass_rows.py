@@ -7,7 +7,8 @@ FLOPs. That is less than one FLOP a byte for each output, so bandwidth is all th
 
 Why not a tile [rows, K]: below K = 16 the sum over k would be shuffles between a few lanes, and a K that is no power of
 two would pad the tile and load element by element. Here a lane owns ROWS whole rows, with ROWS chosen so that ROWS * K
-elements are a multiple of 16 bytes; it reads them as 16-byte vectors whatever K is, and splits those in registers.
+elements are a multiple of 16 bytes (8 where that would be too many registers: half precision, odd K from 9 on); it
+reads them as such vectors whatever K is, and splits those in registers.
 Sums over k and over rows stay inside the lane until the program's last tile: no shuffle, no padding, no shared memory
 in the loop. The grid is persistent; a program takes tiles p, p + programs, ... A tile is LANES * ROWS rows. Whole tiles
 are read without masks (a mask would break the vectors); the last, partial one is read one row a lane.

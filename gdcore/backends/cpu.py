@@ -7,7 +7,7 @@ contiguous ranges of rows and their sums are added in order, so a run repeats bi
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -24,35 +24,49 @@ _pools: dict[int, ThreadPoolExecutor] = {}
 _pools_lock = threading.Lock()
 
 
+def _after_fork() -> None:
+    """A forked child has the pools but not their threads, and perhaps a lock that nobody will release."""
+    global _pools_lock
+    _pools.clear()
+    _pools_lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _use_one_core() -> None:
+    torch.get_num_threads()  # a thread's first question sets its count to everyone's; only then can it be its own
+    torch.set_num_threads(1)
+
+
 def _pool(workers: int) -> ThreadPoolExecutor:
     """A pool whose threads run torch on one core each."""
     with _pools_lock:
         if workers not in _pools:
             everyone_is_here = threading.Barrier(workers)
-            pool = ThreadPoolExecutor(workers, "gdcore", initializer=torch.set_num_threads, initargs=(1,))
+            pool = ThreadPoolExecutor(workers, "gdcore", initializer=_use_one_core)
             list(pool.map(lambda _: everyone_is_here.wait(), range(workers)))
             torch.set_num_threads(workers)  # the initializers also set what threads started later would take
             _pools[workers] = pool
         return _pools[workers]
 
 
-os.register_at_fork(after_in_child=_pools.clear)  # a forked child has the pool but not its threads
-
-
-def _over_rows(job: Callable[[int, int, int], _T], rows: int, block: int) -> list[_T]:
-    """job(start, stop, block) over contiguous ranges of whole blocks, one range a core; results in order."""
-    workers = torch.get_num_threads()
-    blocks = -(-rows // block)
-    if workers == 1 or blocks == 1:
-        return [_quietly(job, 0, rows, block)]
-    span = -(-blocks // workers) * block
-    ranges = [(start, min(start + span, rows)) for start in range(0, rows, span)]
-    futures = [_pool(workers).submit(_quietly, job, start, stop, block) for start, stop in ranges]
+def _over_rows(job: Callable[[int, int, int], _T], rows: int, plan: planning.Plan) -> list[_T]:
+    """job(start, stop, block) over equal ranges of rows, one a worker; results in order. One worker is the caller."""
+    inference = torch.is_inference_mode_enabled()
+    if plan.workers == 1:
+        return [_quietly(job, inference, 0, rows, plan.block_rows)]
+    span = -(-rows // plan.workers)
+    pool = _pool(plan.workers)
+    starts = range(0, rows, span)
+    futures = [pool.submit(_quietly, job, inference, i, min(i + span, rows), plan.block_rows) for i in starts]
     return [future.result() for future in futures]
 
 
-def _quietly(job: Callable[[int, int, int], _T], start: int, stop: int, block: int) -> _T:
-    with torch.no_grad():  # grad mode belongs to a thread
+def _quietly(job: Callable[[int, int, int], _T], inference: bool, start: int, stop: int, block: int) -> _T:
+    """The job without recording: grad mode and inference mode belong to a thread."""
+    with torch.inference_mode() if inference else torch.no_grad():
         return job(start, stop, block)
 
 
@@ -73,6 +87,16 @@ def _sum_of_squares(residual: Tensor) -> float:
     if flat.numel() <= _DOT_LENGTH:
         return torch.dot(flat, flat).item()
     return sum(torch.dot(part, part).item() for part in flat.split(_DOT_LENGTH))
+
+
+def _added(parts: Sequence[Sequence[Tensor | None]]) -> list[Tensor | None]:
+    """The workers' gradients, added in their order into the first one's."""
+    total = list(parts[0])
+    for part in parts[1:]:
+        for sum_, more in zip(total, part, strict=True):
+            if sum_ is not None:
+                sum_.add_(more)
+    return total
 
 
 def forward(
@@ -119,17 +143,12 @@ def forward(
                 grad_bias.add_(e.sum(0))
         return total, grad_weight, grad_bias
 
-    parts = _over_rows(stream, n, plan.block_rows)
+    parts = _over_rows(stream, n, plan)
     if squares is not None:
         return Forward(squares, residual)
     scale = 1 / (n * m) if reduction == "mean" else 1.0
     loss = torch.tensor(sum(total for total, _, _ in parts) * scale, dtype=loss_dtype)
-    _, grad_weight, grad_bias = parts[0]
-    for _, more_weight, more_bias in parts[1:]:
-        if grad_weight is not None:
-            grad_weight.add_(more_weight)
-        if grad_bias is not None:
-            grad_bias.add_(more_bias)
+    grad_weight, grad_bias = _added([gradients for _, *gradients in parts])
     for gradient in (grad_weight, grad_bias):
         if gradient is not None:
             gradient.mul_(2 * scale)
@@ -191,9 +210,10 @@ def backward(
                 grad_target[first:last] = g.neg_()
         return part_weight, part_bias
 
-    parts = _over_rows(stream, n, plan.block_rows)
-    if missing.weight:
-        grad_weight = torch.stack([part for part, _ in parts]).sum(0).to(weight.dtype)
-    if missing.bias:
-        grad_bias = torch.stack([part for _, part in parts]).sum(0).to(weight.dtype)
+    parts = _over_rows(stream, n, plan)
+    part_weight, part_bias = _added(parts)
+    if part_weight is not None:
+        grad_weight = part_weight.to(weight.dtype)
+    if part_bias is not None:
+        grad_bias = part_bias.to(weight.dtype)
     return grad_input, grad_weight, grad_target, grad_bias

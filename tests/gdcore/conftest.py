@@ -8,7 +8,7 @@ from support import DEVICE
 @pytest.fixture
 def every_shape_fused(monkeypatch):
     """On the CPU small shapes go to stock; here they stream, in blocks so small that several workers have several each."""
-    for name, value in {"_STOCK_BYTES": 0, "_BLOCK_BYTES": 1 << 10, "_LEAST_ROWS": 7}.items():
+    for name, value in {"_STOCK_BYTES": 0, "_BLOCK_BYTES": 1 << 10, "_LEAST_ROWS": 3}.items():
         monkeypatch.setattr(plan, name, value)
     plan.plan_for.cache_clear()
     yield

@@ -44,33 +44,36 @@ def test_changing_grad_in_place_does_not_reach_into_a_second_backward(backend):
     torch.testing.assert_close(t["weight"].grad, first)
 
 
-def test_the_loss_may_be_changed_in_place(backend):
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("shape", [(65, 5, 2), (40, 33, 20)], ids=str)
+def test_the_loss_may_be_changed_in_place(shape, reduction, backend):
     """Gradient accumulation often writes loss /= steps."""
-    t, s = leaves(draw(65, 5, 2)), None
+    t = leaves(draw(*shape))
     s = {name: v.detach().clone().requires_grad_() for name, v in t.items()}
-    loss = loss_of(t)
+    loss = loss_of(t, reduction=reduction)
     loss /= 4
-    loss.backward()
-    stock = F.mse_loss(F.linear(s["input"], s["weight"], s["bias"]), s["target"])
+    loss.sum().backward()
+    stock = F.mse_loss(F.linear(s["input"], s["weight"], s["bias"]), s["target"], reduction=reduction)
     stock /= 4
-    stock.backward()
+    stock.sum().backward()
     for name in t:
         torch.testing.assert_close(t[name].grad, s[name].grad)
 
 
-@pytest.mark.parametrize("wanted", [("weight", "bias"), ("input", "weight")], ids="-".join)
-def test_a_weight_updated_between_forward_and_backward_is_an_error_only_where_stock_needs_it(wanted, backend):
+@pytest.mark.parametrize("changed", ["input", "weight"])
+@pytest.mark.parametrize("wanted", [("weight", "bias"), ("input", "weight"), ("input",)], ids="-".join)
+def test_a_tensor_changed_between_forward_and_backward_is_an_error_only_where_stock_needs_it(wanted, changed, backend):
     def outcome(function):
         torch.manual_seed(3)
         t = leaves(draw(30, 5, 2), wanted)
         loss = function(t)
         with torch.no_grad():
-            t["weight"].add_(1)
+            t[changed].add_(1)
         try:
             loss.backward()
         except RuntimeError as error:
             return "modified by an inplace operation" in str(error)
-        return t["weight"].grad
+        return t[wanted[0]].grad
 
     ours = outcome(loss_of)
     stock = outcome(lambda t: F.mse_loss(F.linear(t["input"], t["weight"], t["bias"]), t["target"]))
@@ -208,3 +211,46 @@ def test_gradients_from_another_thread(backend):
     thread.join(60)
     assert not errors
     assert t["weight"].grad is not None
+
+
+def test_inference_mode_and_inference_tensors(backend):
+    t = draw(300, 5, 2, torch.bfloat16)
+    with torch.inference_mode():
+        assert loss_of(t, reduction="none").shape == (300, 2)
+        bias = torch.randn(2, device=DEVICE).bfloat16()
+    weight = t["weight"].requires_grad_()
+    gdcore.linear_mse(t["input"], weight, t["target"], bias).backward()
+    assert torch.isfinite(weight.grad).all()
+
+
+def test_a_lazily_negated_tensor_keeps_its_sign(backend):
+    t = draw(40, 3, 2)
+    negated = torch.randn(40, 3, dtype=torch.complex64, device=DEVICE).conj().imag
+    assert negated.is_neg()
+    ours = gdcore.linear_mse(negated, t["weight"], t["target"])
+    torch.testing.assert_close(ours, F.mse_loss(F.linear(negated.resolve_neg(), t["weight"]), t["target"]))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_traced_function_depends_on_its_input(backend):
+    t = draw(40, 3, 2, torch.bfloat16)
+    traced = torch.jit.trace(lambda x: gdcore.linear_mse(x, t["weight"], t["target"]), (t["input"],), check_trace=False)
+    assert traced(3 * t["input"]) != traced(t["input"])
+
+
+def test_dispatch_modes_see_the_products(backend):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    t = draw(40, 3, 2, torch.bfloat16)
+    with FlopCounterMode(display=False) as counter:
+        loss_of(t)
+    assert counter.get_total_flops() == 2 * 40 * 3 * 2
+
+
+def test_a_large_residual_of_a_wider_target_stays_finite(backend):
+    """float16 operands, float32 target: what float16 autocast makes."""
+    for k in (3, 32, 300):
+        t = draw(64, k, 8, torch.float16, bias=False)
+        target, weight = torch.full((64, 8), 1e5, device=DEVICE), t["weight"].requires_grad_()
+        (ours,) = torch.autograd.grad(gdcore.linear_mse(t["input"], weight, target), weight)
+        assert torch.isfinite(ours).all()

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 import gdcore
+from gdcore.backends import cpu
 from gdcore.backends.reference import oracle, relative_error
+from gdcore.devices import CPU
 from gdcore.plan import plan_for
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the CPU path is tested on machines without a GPU")
@@ -34,6 +36,21 @@ def test_the_callers_threads_stay_as_they_were():
     thread.start()
     thread.join()
     assert [torch.get_num_threads(), *seen] == [before, before]
+
+
+def test_a_worker_runs_on_one_core():
+    workers = cpu._pool(2)
+    assert {workers.submit(torch.get_num_threads).result() for _ in range(8)} == {1}
+    workers.submit(lambda: torch.randn(300, 300) @ torch.randn(300, 300)).result()
+    assert {workers.submit(torch.get_num_threads).result() for _ in range(8)} == {1}
+
+
+@pytest.mark.parametrize("threads", [2, 16, 64])
+def test_workers_only_where_rows_are_many(threads):
+    device = CPU._replace(sms=threads)
+    assert plan_for(10**7, 64, 1, device=device).workers == threads
+    assert plan_for(8192, 2048, 2048, device=device).workers == (2 if threads == 2 else 1)
+    assert plan_for(65536, 8192, 8192, device=device).workers * 8192 <= 65536  # gradients of their own: at most N x M
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

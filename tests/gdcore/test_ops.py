@@ -97,3 +97,13 @@ def test_dynamic_shapes_do_not_recompile_for_every_size(every_shape_fused):
     for n in (4000, 5000, 6001, 7003):
         compiled(torch.randn(n, 20, device=DEVICE), w, torch.randn(n, 3, device=DEVICE)).backward()
     assert counter.frame_count == 1
+
+
+def test_compiles_function_transforms(every_shape_fused):
+    t = draw(700, 60, 20)
+
+    def loss(w):
+        return gdcore.linear_mse(t["input"], w, t["target"], t["bias"])
+
+    compiled = torch.compile(torch.func.grad(loss), backend="aot_eager")(t["weight"])
+    torch.testing.assert_close(compiled, torch.func.grad(loss)(t["weight"]))

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gdcore
+from gdcore import devices
 from gdcore.backends import NOTHING, Wanted
 from gdcore.devices import A100, B200, CPU, H200
 from gdcore.plan import plan_for
@@ -42,6 +43,33 @@ def test_products_limited_by_arithmetic_are_the_librarys():
     assert on_h200(8192, 4096, 4096, dtype=torch.bfloat16).path == "library"
     assert on_h200(8192, 4096, 4096, dtype=torch.float64).path == "library"
     assert on_h200(10**6, 64, 64, dtype=torch.bfloat16).path == "tiled"
+
+
+def test_what_the_librarys_product_would_round_stays_with_the_kernels():
+    """Its epilogue takes one operand: a bias or a wider target would enter rounded to half precision."""
+    shape, half = (8192, 4096, 4096), torch.bfloat16
+    assert on_h200(*shape, dtype=half, has_bias=True).path == "tiled"
+    assert on_h200(*shape, dtype=half, target_dtype=torch.float32).path == "tiled"
+    assert on_h200(*shape, has_bias=True).path == "library"
+
+
+@pytest.mark.parametrize(
+    ("capability", "architecture"), [((7, 5), 80), ((8, 6), 80), ((9, 0), 90), ((10, 3), 100), ((12, 0), 80)], ids=str
+)
+def test_every_gpu_has_a_table(capability, architecture, monkeypatch):
+    class Properties:
+        name, multi_processor_count, shared_memory_per_block_optin = "GPU", 10, 101_376
+        major, minor = capability
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties)
+    devices._describe_cuda.cache_clear()
+    assert devices.describe(torch.device("cuda", 7)).architecture == architecture
+    devices._describe_cuda.cache_clear()
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 1), (5, 0, 1), (5, 2, 0)], ids=str)
+def test_nothing_to_compute(shape):
+    assert on_h200(*shape).path == "stock"
 
 
 def test_rows_need_contiguous_tensors():

@@ -242,20 +242,16 @@ def test_a_lane_of_rows_owns_whole_vectors_that_fit_its_registers(dtype):
 @pytest.mark.parametrize("arch", [75, 80, 86, 90, 100, 120])
 def test_every_supported_shape_has_a_configuration(arch):
     for dtype, k, m in itertools.product(DTYPES, range(1, 257), range(1, 17)):
-        families = {"dot": 16}
-        if m <= 4:
-            families["vector"] = 1
-        if k <= 16 and m <= 4 and m * k <= 32:
-            families["rows"] = 0
-        for family, least in families.items():
+        fits = {"dot": True, "vector": m <= 4, "rows": k <= 16 and m <= 4 and m * k <= 32}
+        for family in (name for name, fit in fits.items() if fit):
             config = one_pass_config(family, arch, dtype, k, m)
             assert config.block_n & (config.block_n - 1) == 0 < config.block_n
             if family == "rows":
                 assert config.block_n >= 32 * config.num_warps
+            elif family == "vector":
+                assert config.block_k >= min(k, 512 // dtype.itemsize)
             else:
-                assert (
-                    config.block_k >= max(min(k, 512 // dtype.itemsize), least) if family == "vector" else max(k, least)
-                )
+                assert config.block_k >= max(k, 16)
 
 
 def test_an_unknown_family_is_refused():
