@@ -208,7 +208,7 @@ def _cuda(
     whole = target_dtype is dtype and not (has_bias and size == 2)
     if scalar and arithmetic > traffic and whole:
         why = "limited by arithmetic, where the library's products are the fastest: E from its epilogue, one fused pass sums it"
-        return dataclasses.replace(plan, path="library", why=why)
+        return dataclasses.replace(plan, path="library", why=why, split=1)
     why = "loss and residual are formed in the product's epilogue, the prediction is never stored"
     if not scalar:
         why = 'reduction="none": the squares are formed in the product\'s epilogue'
@@ -248,6 +248,10 @@ def _with_cost(plan: Plan, target_dtype: torch.dtype, wanted: Wanted, reduction:
             workspace += e
         if plan.path == "library":  # addmm starts from a copy of the target, and E is read once more for the loss
             read, written = read + 2 * e, written + e
+            if not plan.store_residual:
+                written, workspace = written + e, workspace + e
+            if has_bias:  # target - bias, made before the product
+                read, written, workspace = read + e, written + e, workspace + e
         if wanted.weight and not plan.grad_in_forward:
             read += x + e
         if wanted.input:

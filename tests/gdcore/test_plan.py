@@ -112,6 +112,25 @@ def test_bytes_of_the_one_pass_kernel_with_every_gradient_by_hand():
     assert plan.flops == 3 * (2 * n * k * m) + 3 * n * m
 
 
+@pytest.mark.parametrize("has_bias", [False, True], ids=["no bias", "bias"])
+@pytest.mark.parametrize("wanted", [NOTHING, ONLY_WEIGHT], ids=["loss alone", "weight"])
+def test_bytes_of_the_library_path_by_hand(wanted, has_bias):
+    n, k, m = 4096, 4096, 4096
+    plan = on_h200(n, k, m, wanted=wanted, has_bias=has_bias)
+    assert plan.path == "library"
+    assert plan.split == 1 or not wanted.weight
+    x, y, e, w = n * k * FLOAT32, n * m * FLOAT32, n * m * FLOAT32, (m * k + has_bias * m) * FLOAT32
+    read = (y + e) + (x + w) + e  # the target copied into E; the product onto it; the loss
+    written = e + e
+    if has_bias:
+        read, written = read + e, written + e
+    if wanted.weight:
+        read, written = read + e + x, written + m * k * FLOAT32
+    assert plan.bytes_read == read
+    assert plan.bytes_written == written
+    assert plan.workspace_bytes == e + has_bias * e
+
+
 def test_bytes_of_the_stock_composition_by_hand():
     n, k, m = 1000, 8, 2
     plan = plan_for(n, k, m, wanted=ONLY_WEIGHT)
