@@ -8,7 +8,7 @@ import torch
 from .backends import Wanted
 from .devices import CPU, Device
 from .kernels import configs, resources
-from .kernels.configs import Config
+from .kernels.configs import Config, accumulator_dtype
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -63,11 +63,6 @@ class Plan:
     @property
     def compute_seconds(self) -> float:
         return self.flops / self.device.rate(self.dtype, self.input_precision)
-
-
-def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64, float32 for everything narrower."""
-    return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 @functools.lru_cache(maxsize=4096)

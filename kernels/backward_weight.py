@@ -18,8 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import accumulator_dtype, dot
-from .configs import SUM_BLOCK, Config
+from .common import dot
+from .configs import SUM_BLOCK, Config, accumulator_dtype
 from .tiles import accumulator, grouped_tile, wrapped
 
 

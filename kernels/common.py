@@ -1,4 +1,4 @@
-"""What every kernel shares: the interpreter's two exceptions, and the accumulator's type."""
+"""What every kernel shares: the interpreter's exceptions, and Triton's names of the types."""
 
 import torch
 import triton
@@ -12,11 +12,6 @@ TRITON_TYPES = {
     torch.float16: tl.float16,
     torch.bfloat16: tl.bfloat16,
 }
-
-
-def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64, float32 for everything narrower."""
-    return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 @triton.jit

@@ -21,6 +21,11 @@ class Config:
     num_stages: int = 1
 
 
+def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, float32 for everything narrower."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
 # ONE_PASS: loss and gradients from one read of X and Y.
 # Each aims at 40 kB or more of loads in flight on a multiprocessor, with no spills. Where accumulators fill the registers
 # it is less, 24 kB at least: the largest M of one_pass_rows, float64, and one_pass_dot at K = 17 to 50 or so.

@@ -13,8 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import accumulator_dtype
-from .configs import LOSS_PROGRAMS, elementwise_tile
+from .configs import LOSS_PROGRAMS, accumulator_dtype, elementwise_tile
 from .reduce import add_rows
 from .tiles import accumulator, as_long_rows
 

@@ -17,8 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import accumulator_dtype, dot
-from .configs import Config
+from .common import dot
+from .configs import Config, accumulator_dtype
 from .one_pass_vector import stride_units
 from .reduce import add_rows
 

@@ -21,8 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import accumulator_dtype
-from .configs import VECTOR_BYTES, Config, rows_group
+from .configs import VECTOR_BYTES, Config, accumulator_dtype, rows_group
 from .reduce import add_rows
 
 SUMS_AT_ONCE = 8  # accumulators that share one reduction over the lanes

@@ -19,8 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import accumulator_dtype
-from .configs import Config
+from .configs import Config, accumulator_dtype
 from .reduce import add_rows
 
 

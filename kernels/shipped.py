@@ -6,9 +6,8 @@ of the configuration table, with the flags that take most registers.
 
 import torch
 
-from .common import accumulator_dtype
 from .compiled import Variant
-from .configs import Config, one_pass_config, rows_group
+from .configs import Config, accumulator_dtype, one_pass_config, rows_group
 from .one_pass_dot import one_pass_dot_kernel
 from .one_pass_rows import SUMS_AT_ONCE, one_pass_rows_kernel, vector_for
 from .one_pass_vector import one_pass_vector_kernel

@@ -4,7 +4,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import TRITON_TYPES, accumulator_dtype
+from .common import TRITON_TYPES
+from .configs import accumulator_dtype
 
 GROUP = tl.constexpr(8)
 

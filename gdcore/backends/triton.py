@@ -41,7 +41,7 @@ def forward(
                 residual=residual,
                 input_precision=plan.input_precision,
             )
-            loss = sums[0].data.to(loss_dtype)  # .data: an in-place change of the loss is none of the gradients'
+            loss = sums[0].to(loss_dtype)
             if not (wanted.weight or wanted.bias):
                 return Forward(loss, residual)
             return Forward(

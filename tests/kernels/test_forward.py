@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gdcore.kernels.common import accumulator_dtype
-from gdcore.kernels.configs import product_config
+from gdcore.kernels.configs import accumulator_dtype, product_config
 from gdcore.kernels.forward import forward
 from product_support import LAYOUTS, SHAPES, SMALL, assert_near, laid_out, normal, poison, shape_id
 from support import DEVICE, DTYPES

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gdcore.kernels import loss as loss_module
-from gdcore.kernels.common import accumulator_dtype
+from gdcore.kernels.configs import accumulator_dtype
 from gdcore.kernels.loss import loss
 from product_support import LAYOUTS, assert_near, laid_out, normal, poison, shape_id
 from support import DTYPES

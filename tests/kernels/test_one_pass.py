@@ -10,8 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gdcore.backends.reference import relative_error
-from gdcore.kernels.common import accumulator_dtype
-from gdcore.kernels.configs import Config, one_pass_config, rows_group, rows_per_tile
+from gdcore.kernels.configs import Config, accumulator_dtype, one_pass_config, rows_group, rows_per_tile
 from gdcore.kernels.one_pass_dot import one_pass_dot
 from gdcore.kernels.one_pass_rows import one_pass_rows
 from gdcore.kernels.one_pass_vector import one_pass_vector
