@@ -22,7 +22,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=["gdcore", "gdcore.backends", "gdcore.kernels", "gdcore.bench"],
+    packages=["gdcore", "gdcore.backends", "gdcore.sgd", "gdcore.kernels", "gdcore.bench"],
     package_dir={"gdcore": "gdcore", "gdcore.kernels": "kernels", "gdcore.bench": "bench"},
     package_data={"gdcore": ["py.typed"], "gdcore.kernels": ["*.json"], "gdcore.bench": ["data/*.json", "data/*.md"]},
     install_requires=["numpy>=1.26", "torch>=2.9", "triton>=3.6; platform_system == 'Linux'"],

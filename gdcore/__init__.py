@@ -13,5 +13,6 @@ from .backends import use_backend
 from .explanation import explain
 from .functional import linear_mse, matmul_mse
 from .modules import LinearMSELoss
+from .optim import SGD
 
-__all__ = ["LinearMSELoss", "explain", "linear_mse", "matmul_mse", "use_backend"]
+__all__ = ["SGD", "LinearMSELoss", "explain", "linear_mse", "matmul_mse", "use_backend"]

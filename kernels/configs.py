@@ -237,3 +237,11 @@ def elementwise_tile(columns: int) -> tuple[int, int]:
     """(BLOCK_N, BLOCK_M) of an elementwise kernel: as wide as a row, up to ELEMENTWISE_TILE numbers in all."""
     block_m = min(1 << (columns - 1).bit_length(), ELEMENTWISE_TILE)
     return ELEMENTWISE_TILE // block_m, block_m
+
+
+# SGD: elementwise over chunks of tensors. 8 numbers a thread are one or two wide loads of each operand, and few enough
+# registers for every warp that a multiprocessor holds: 2048 threads with 64 to 96 bytes in flight each are 130 kB or more.
+
+SGD_BLOCK = 2048
+SGD_WARPS = 8
+SGD_NORM_PROGRAMS = 1024  # each leaves one partial sum
