@@ -13,6 +13,7 @@ from torch import Tensor
 from . import backends
 from .sgd.members import HALF, ElsewhereError, Member, MovedError, is_plain, local
 from .sgd.norm import sharded_squared_norm
+from .sgd.state import State
 
 
 class SGD(torch.optim.SGD):
@@ -136,8 +137,9 @@ class SGD(torch.optim.SGD):
         self.generator = torch.Generator().manual_seed(self.seed)
         self._steppers: dict[tuple[str, torch.device], Any] = {}
         self._params: list[Tensor] = []
+        self._lengths: list[int] = []
         self._arranged: list[dict[str, Any]] = []  # the groups that the steppers were made for
-        self._backends: dict[torch.device, str] = {}
+        self._backend = ""
         self._elsewhere: set[int] = set()  # parameters whose gradients or state only stock takes
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -197,14 +199,17 @@ class SGD(torch.optim.SGD):
         return (
             len(groups) == len(known)
             and all(map(operator.is_, groups, known))
-            and sum(len(group["params"]) for group in groups) == len(self._params)
-            and all(map(operator.is_, itertools.chain.from_iterable(g["params"] for g in groups), self._params))
-            and all(backends.backend_for(device) == name for device, name in self._backends.items())
+            and [len(group["params"]) for group in groups] == self._lengths
+            and all(map(operator.is_, itertools.chain.from_iterable([g["params"] for g in groups]), self._params))
+            and type(self.state) is State
+            and backends.chosen() == self._backend
         )
 
     def _arrange(self) -> None:
         """Give each parameter to the stepper that takes it; stock's comes last, for parameters that stand twice."""
-        self._arranged, self._params, self._backends = list(self.param_groups), [], {}
+        self._arranged, self._params, self._backend = list(self.param_groups), [], backends.chosen()
+        if type(self.state) is not State:
+            self.state = State(self.state)
         members: dict[tuple[str, torch.device], list[Member]] = {}
         seen: set[int] = set()
         for group in self.param_groups:
@@ -215,11 +220,12 @@ class SGD(torch.optim.SGD):
                 memory = inner.data_ptr() if is_plain(param) and inner.numel() else id(param)
                 name = "stock"
                 if is_plain(param) and memory not in seen and id(param) not in self._elsewhere:
-                    name = self._backends.setdefault(inner.device, backends.backend_for(inner.device))
+                    name = backends.backend_for(inner.device)
                 seen.add(memory)
                 if name not in ("triton", "cpu") or self.defaults["differentiable"]:
                     name = "stock"
                 members.setdefault((name, inner.device), []).append(member)
+        self._lengths = [len(group["params"]) for group in self.param_groups]
         before = self._steppers
         self._steppers = {
             key: _stepper_class(key[0])(self, key[1], members[key], before.get(key))

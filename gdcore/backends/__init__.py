@@ -106,6 +106,11 @@ def stock_may_win() -> bool:
     return _chosen.get() == "auto"
 
 
+def chosen() -> str:
+    """The name that use_backend or the environment gave."""
+    return _chosen.get()
+
+
 def backend_for(device: torch.device) -> str:
     """The name of the backend that computes for tensors on this device."""
     chosen = _chosen.get()

@@ -117,7 +117,7 @@ class Stepper:
 
     def _batch(self, i: int, grad: Tensor, group: int, scaled: bool) -> Batch:
         member, param = self.members[i], self.watch.inner[i]
-        momentum = self.owner.state.get(member.param, {}).get("momentum_buffer")
+        momentum = self.owner.state.peek(member.param).get("momentum_buffer")
         has_momentum, has_decay = self.switches[1 + group]
         first = has_momentum and momentum is None
         has_master = wants_master(self.owner, param)
@@ -145,7 +145,7 @@ class Stepper:
         made = batch.first
         for i in places:
             param = self.members[i].param
-            entry = self.owner.state[param]
+            entry = self.owner.state.own(param)
             if batch.has_master and entry.get("master_weight") is None:
                 entry["master_weight"] = param.detach().float()
                 made = True
@@ -155,7 +155,7 @@ class Stepper:
         return made
 
     def _state(self, places: list[int], name: str) -> list[Tensor]:
-        return [local(self.owner.state[self.members[i].param][name]) for i in places]
+        return [local(self.owner.state.peek(self.members[i].param)[name]) for i in places]
 
     # The three ways.
 
@@ -230,7 +230,7 @@ class Stepper:
             tensors = [
                 param,
                 self.watch.grads[i],
-                *map(local, self.owner.state.get(self.members[i].param, {}).values()),
+                *map(local, self.owner.state.peek(self.members[i].param).values()),
             ]
             flat = all(tensor.is_contiguous() for tensor in tensors)
             dim = 0 if flat or not param.dim() else max(range(param.dim()), key=param.shape.__getitem__)

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .state import State
+
 HALF = (torch.float16, torch.bfloat16)
 PLAIN = (Tensor, torch.nn.Parameter)
 FLOATS = (torch.float64, torch.float32, *HALF)
@@ -75,7 +77,7 @@ def wants_master(owner: Any, param: Tensor) -> bool:
     return owner.master_weights and param.dtype in HALF
 
 
-def check_member(member: Member, state: dict[Tensor, dict[str, Any]], device: torch.device) -> None:
+def check_member(member: Member, state: State, device: torch.device) -> None:
     """Raise unless the parameter is on the device, and its gradient and state, where it has them, can be used with it."""
     param, grad = member.param, member.param.grad
     with torch.no_grad():
@@ -83,7 +85,7 @@ def check_member(member: Member, state: dict[Tensor, dict[str, Any]], device: to
             raise MovedError
     if grad is None:
         return
-    there = {"gradient": grad, **state.get(param, {})}
+    there = {"gradient": grad, **state.peek(param)}
     for name in ("gradient", "momentum_buffer", "master_weight"):
         tensor = there.get(name)
         if tensor is None:

@@ -58,18 +58,19 @@ class Stepper:
 
     def _step(self, member: Member, grad: Tensor) -> None:
         owner, group, param = self.owner, member.group, member.param
+        state = owner.state.own(param) if group["momentum"] != 0 or owner.master_weights else {}
         target = param
         wide = param.dtype in HALF and (owner.master_weights or owner.stochastic_rounding)
         if wide:
             target = param.float()
             if owner.master_weights:
-                master = owner.state[param].get("master_weight")
+                master = state.get("master_weight")
                 if master is not None:  # it follows where something else has written the parameter
                     target = torch.where(master.to(param.dtype) == param, master, target)
-                owner.state[param]["master_weight"] = target
+                state["master_weight"] = target
             grad = grad.float()
         momentum = group["momentum"] != 0
-        buffers = [owner.state[param].get("momentum_buffer") if momentum else None]
+        buffers = [state.get("momentum_buffer") if momentum else None]
         sgd(
             [target],
             [grad],
@@ -85,7 +86,7 @@ class Stepper:
             maximize=group["maximize"],
         )
         if momentum:
-            owner.state[param]["momentum_buffer"] = buffers[0]
+            state["momentum_buffer"] = buffers[0]
         if wide:
             param.copy_(
                 round_stochastically(target, param.dtype, owner.generator) if owner.stochastic_rounding else target

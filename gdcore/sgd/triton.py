@@ -6,6 +6,7 @@ and hyperparameters, is uploaded in one copy. What else changes is noticed (watc
 
 import contextlib
 import itertools
+import operator
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ class Stepper:
         self.groups = list({id(member.group): member.group for member in members}.values())
         self.numels = [local(member.param).numel() for member in members]
         self.first_chunks = [0, *itertools.accumulate(-(-numel // SGD_BLOCK) for numel in self.numels)]
+        self.is_cuda = device.type == "cuda"  # otherwise the kernel is interpreted
         self.built = self.current = False
         self.in_graph = False  # the tables were made while a graph was captured
         self.known: dict[int, Tensor] = {}  # position -> the momentum buffer that its counters count for
@@ -112,15 +114,12 @@ class Stepper:
         return True
 
     def _refresh_groups(self) -> bool:
-        """Whether a hyperparameter changed; its row is set."""
+        """Whether a hyperparameter may have changed; its row is set."""
         changed = False
-        for i, (group, row) in enumerate(zip(self.groups, self.hyperparameters, strict=True)):
-            for name, known in zip(_HYPERPARAMETERS, row, strict=True):
-                value = group[name]
-                if value is not known or (isinstance(value, Tensor) and not self._is_read_on_device(value)):
-                    self._set_group(i)
-                    changed = True
-                    break
+        for i, (group, known) in enumerate(zip(self.groups, self.hyperparameters, strict=True)):
+            if self.on_host[i] or not all(map(operator.is_, map(group.__getitem__, _HYPERPARAMETERS), known)):
+                self._set_group(i)
+                changed = True
         return changed
 
     def _set_group(self, i: int) -> None:
@@ -142,6 +141,8 @@ class Stepper:
         if (values[_MOMENTUM] != 0) != (self.hyperparameters[i][_MOMENTUM] != 0):
             self.built = False  # with momentum or without is another kind
         self.hyperparameters[i] = values
+        # A tensor that is not read on the device may have been written since.
+        self.on_host[i] = any(isinstance(value, Tensor) and not self._is_read_on_device(value) for value in values)
 
     def _is_read_on_device(self, value: float | Tensor) -> bool:
         return isinstance(value, Tensor) and value.device == self.device and value.dtype in _READABLE
@@ -177,6 +178,7 @@ class Stepper:
         self.staging = torch.zeros(self.padded + len(self.groups) * _GROUP_ROW, dtype=torch.int64)
         self.staging_array = self.staging.numpy()
         self.hyperparameters = [[group[name] for name in _HYPERPARAMETERS] for group in self.groups]
+        self.on_host = [False] * len(self.groups)
         for i in range(len(self.groups)):
             self._set_group(i)
         self._set_addresses()
@@ -185,7 +187,7 @@ class Stepper:
         self.layouts, self.dynamic = upload(torch.tensor(layouts or [0])), upload(self.staging)
         self.zero, self.one = upload(torch.zeros(1)), upload(torch.ones(1))
         self._take_views(self.dynamic)
-        if self.device.type == "cuda" and not self.in_graph:
+        if self.is_cuda and not self.in_graph:
             self.spare = torch.empty_like(self.staging, pin_memory=True)
         self.built = True
 
@@ -202,7 +204,7 @@ class Stepper:
         for i, (member, grad) in enumerate(zip(self.members, self.watch.grads, strict=True)):
             if grad is None:
                 continue
-            state = self.owner.state.get(member.param, {})
+            state = self.owner.state.peek(member.param)
             momentum = local(state["momentum_buffer"]) if member.group["momentum"] != 0 else None
             master = local(state["master_weight"]) if wants_master(self.owner, member.param) else None
             tensors = (self.watch.inner[i], grad, momentum, master)
@@ -221,21 +223,23 @@ class Stepper:
 
     def _make_state(self, i: int, member: Member) -> None:
         """What the step of a parameter needs and the optimizer does not have yet."""
-        param, state = member.param, self.owner.state
-        master = wants_master(self.owner, param)
-        if master and state[param].get("master_weight") is None:
-            state[param]["master_weight"] = param.detach().float()
+        master = wants_master(self.owner, member.param)
+        if not master and member.group["momentum"] == 0:
+            return
+        param, state = member.param, self.owner.state.own(member.param)
+        if master and state.get("master_weight") is None:
+            state["master_weight"] = param.detach().float()
         if member.group["momentum"] == 0:
             return
-        if state[param].get("momentum_buffer") is None:
-            state[param]["momentum_buffer"] = torch.empty_like(param, dtype=torch.float32 if master else param.dtype)
+        if state.get("momentum_buffer") is None:
+            state["momentum_buffer"] = torch.empty_like(param, dtype=torch.float32 if master else param.dtype)
             if i in self.used:
                 self._counters_of(i).zero_()
             self.fresh.add(i)
-        elif self.known.get(i) is not state[param]["momentum_buffer"]:
+        elif self.known.get(i) is not state["momentum_buffer"]:
             self._counters_of(i).fill_(1)  # it was loaded, or set by hand: its first step is over
         self.used.add(i)
-        self.known[i] = state[param]["momentum_buffer"]
+        self.known[i] = state["momentum_buffer"]
 
     def _make_counters(self, inherited: "Stepper | None") -> None:
         with torch.no_grad(), self._on_device():
@@ -262,7 +266,7 @@ class Stepper:
     # Copies to the device.
 
     def _upload(self, array: Tensor) -> Tensor:
-        return array.clone() if self.device.type == "cpu" else array.to(self.device, non_blocking=True)
+        return array.clone() if not self.is_cuda else array.to(self.device, non_blocking=True)
 
     def _upload_for_graph(self, array: Tensor) -> Tensor:
         """A copy that a graph makes again in each replay, from pinned memory that must stay as it is."""
@@ -285,7 +289,7 @@ class Stepper:
         for i, member in enumerate(self.members):
             if member.param.grad is None:
                 continue
-            state = self.owner.state.get(member.param, {})
+            state = self.owner.state.peek(member.param)
             buffer = state.get("momentum_buffer")
             # A new buffer needs nothing but counters that are zero: the kernel does not read it in the first step.
             stale = i in self.used if buffer is None else self.known.get(i) is not buffer
@@ -297,11 +301,11 @@ class Stepper:
                 )
 
     def _capturing(self) -> bool:
-        return self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        return self.is_cuda and torch.cuda.is_current_stream_capturing()
 
     def _on_device(self) -> contextlib.AbstractContextManager:
         """This device as the current one, where it is not: Triton launches on the current device."""
-        if self.device.type == "cuda" and self.device.index != torch.cuda.current_device():
+        if self.is_cuda and self.device.index != torch.cuda.current_device():
             return torch.cuda.device(self.device)
         return contextlib.nullcontext()
 

@@ -1,9 +1,9 @@
 """What a stepper asks in every step, to know whether what it has built still holds.
 
-161 parameters of a ResNet-50 are asked in the time of a few launches, because each question is one call for each tensor
-and none builds anything. A parameter's or a buffer's memory may have been replaced (`p.data = ...`, offloading), so their
-addresses are asked for too. Not asked for: a new order or type of the elements at the same address, without a gradient
-that shows it.
+Each question is one call for each tensor, and none builds anything: the host's time for a step is these calls. A
+parameter's memory may have been replaced (`p.data = ...`), so its address is asked for too; a momentum buffer's only once
+somebody has had a chance to (state.py). Not asked for: a new order or type of a parameter's elements at the same address,
+without a gradient that shows it.
 """
 
 import operator
@@ -34,8 +34,8 @@ class Watch:
             (i, grad.stride()) for i, grad in enumerate(self.grads) if grad is not None and not grad.is_contiguous()
         ]
         self._param_addresses = list(map(_address, self.inner))
-        self._entries = list(owner.state.values())
-        states = [owner.state.get(param, {}) if param.grad is not None else {} for param in self.params]
+        self._entries = owner.state.entries()
+        states = [owner.state.peek(param) if param.grad is not None else {} for param in self.params]
         self._with_momentum = [
             state
             for state, member in zip(states, members, strict=True)
@@ -74,13 +74,20 @@ class Watch:
         return (
             contiguous == self._contiguous
             and list(map(_address, self.inner)) == self._param_addresses
-            and all(grads[i] is None or grads[i].stride() == stride for i, stride in self._strides)
+            and (not self._strides or self._strides_hold())
             and self._state_holds()
         )
 
+    def _strides_hold(self) -> bool:
+        grads = self.grads
+        return all(grads[i] is None or grads[i].stride() == stride for i, stride in self._strides)
+
     def _state_holds(self) -> bool:
         state = self.owner.state
-        if len(state) != len(self._entries) or not all(map(operator.is_, state.values(), self._entries)):
+        if not state.exposed:
+            return True
+        entries = state.entries()
+        if len(entries) != len(self._entries) or not all(map(operator.is_, entries, self._entries)):
             return False
         try:
             return list(map(_address, self._state_tensors())) == self._state_addresses
