@@ -244,4 +244,5 @@ def elementwise_tile(columns: int) -> tuple[int, int]:
 
 SGD_BLOCK = 2048
 SGD_WARPS = 8
+SGD_TAIL = 256  # numbers at a time where accesses are masked: one a thread, or masks and addresses fill the registers
 SGD_NORM_PROGRAMS = 1024  # each leaves one partial sum

@@ -11,7 +11,8 @@ bfloat16 parameter with a float32 master and momentum takes 22. There are at mos
 A tensor is cut into chunks of BLOCK numbers and each program takes one chunk; a map leads from the chunk to its tensor,
 and a row of a table from the tensor to addresses, size and group. Since nothing about a tensor is an argument, one launch
 serves all of them. The types, and with them the code, differ by KINDS, the few kinds of tensor that are there: each has
-its own branch, and a branch costs nothing where there is one kind only.
+its own branch, and a branch costs nothing where there is one kind only. Whole chunks are read without masks, in wide
+accesses; the end of a tensor and tensors that are not flat go TAIL numbers at a time, one for each thread.
 
 What must be known of the past, whether a tensor has been stepped before, is a counter for each chunk. A program reads
 and writes its own alone, so it needs no host, and works in a CUDA graph that is replayed.
@@ -25,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .common import INTERPRET, TRITON_TYPES
-from .configs import SGD_BLOCK, SGD_WARPS
+from .configs import SGD_BLOCK, SGD_TAIL, SGD_WARPS
 from .stochastic import random_16_bits, round_stochastically
 
 # Columns of a row of the table of tensors. Addresses are in bytes; 0 where there is no such tensor.
@@ -169,13 +170,13 @@ def update_chunk(
     grad_address,
     group_ptr,
     layouts_ptr,
-    steps_ptr,
     grad_scale_ptr,
     found_inf_ptr,
     norm_ptr,
     max_norm,
     seed,
     chunk,
+    step,
     start,
     n,
     KINDS: tl.constexpr,
@@ -184,7 +185,7 @@ def update_chunk(
     MASKED: tl.constexpr,
     ZERO_GRAD: tl.constexpr,
 ):
-    """One chunk of one kind of tensor: numbers start to start + BLOCK of n."""
+    """Numbers start to start + BLOCK, of n, of one kind of tensor."""
     P: tl.constexpr = kind_type(KINDS, WHICH, 0)
     G: tl.constexpr = kind_type(KINDS, WHICH, 1)
     V: tl.constexpr = kind_type(KINDS, WHICH, 2)
@@ -216,18 +217,15 @@ def update_chunk(
     if V is not None:
         v_ptr = at(tl.load(row_ptr + MOMENTUM), V, ALIGNED) + at_v
         v = load(v_ptr, mask, MASKED, dtype)
-    COUNTED: tl.constexpr = V is not None or STOCHASTIC
-    if COUNTED:
-        step = tl.load(steps_ptr + chunk)
     veto = tl.load(found_inf_ptr) != 0
 
-    clip = max_norm / (tl.load(norm_ptr).to(tl.float64) + 1e-6)
+    clip = max_norm.to(dtype) / (tl.load(norm_ptr).to(dtype) + 1e-6)
     clip = tl.where(clip > 1, 1.0, clip)  # not a minimum: of a norm that is NaN the gradients are NaN, as stock's
-    scale = bits_to_float(group_ptr + SIGN) * clip / tl.load(grad_scale_ptr).to(tl.float64)
+    scale = bits_to_float(group_ptr + SIGN).to(dtype) * clip / tl.load(grad_scale_ptr).to(dtype)
     lr = hyperparameter(group_ptr + LR).to(dtype)
     decay = hyperparameter(group_ptr + DECAY).to(dtype)
 
-    g = g * scale.to(dtype)
+    g = g * scale
     g = tl.where(decay != 0, g + decay * w, g)  # not 0 * w, which of an infinite w is NaN
     if V is not None:
         mu = bits_to_float(group_ptr + MU).to(dtype)
@@ -241,11 +239,9 @@ def update_chunk(
     if HAS_MASTER:
         store(m_ptr, new_w, mask, MASKED)
     if STOCHASTIC:
-        rounded = round_stochastically(new_w, random_16_bits(seed, chunk, step, BLOCK), P)
+        rounded = round_stochastically(new_w, random_16_bits(seed, chunk, step, start, BLOCK), P)
         new_w = tl.where(veto, w, rounded)
     store(p_ptr, new_w, mask, MASKED)
-    if COUNTED:
-        tl.store(steps_ptr + chunk, tl.where(veto, step, step + 1))
     if ZERO_GRAD:
         store(g_ptr, tl.zeros((BLOCK,), dtype=dtype), mask, MASKED)
 
@@ -265,6 +261,7 @@ def sgd_kernel(
     seed,
     KINDS: tl.constexpr,
     BLOCK: tl.constexpr,
+    TAIL: tl.constexpr,
     ZERO_GRAD: tl.constexpr,
 ):
     chunk = tl.program_id(0)
@@ -276,19 +273,19 @@ def sgd_kernel(
         n = tl.load(row_ptr + NUMEL)
         start = (chunk - tl.load(row_ptr + FIRST_CHUNK)) * BLOCK
         group_ptr = groups_ptr + tl.load(row_ptr + GROUP) * GROUP_COLUMNS
+        step = tl.load(steps_ptr + chunk)
         for i in tl.static_range(count(KINDS)):
             if kind == i:
                 # fmt: off
-                if kind_flag(KINDS, i, 5):
-                    update_chunk(row_ptr, grad_address, group_ptr, layouts_ptr, steps_ptr, grad_scale_ptr, found_inf_ptr,
-                                 norm_ptr, max_norm, seed, chunk, start, n, KINDS, i, BLOCK, True, ZERO_GRAD)
-                elif n - start >= BLOCK:
-                    update_chunk(row_ptr, grad_address, group_ptr, layouts_ptr, steps_ptr, grad_scale_ptr, found_inf_ptr,
-                                 norm_ptr, max_norm, seed, chunk, start, n, KINDS, i, BLOCK, False, ZERO_GRAD)
+                if n - start >= BLOCK and not kind_flag(KINDS, i, 5):
+                    update_chunk(row_ptr, grad_address, group_ptr, layouts_ptr, grad_scale_ptr, found_inf_ptr, norm_ptr,
+                                 max_norm, seed, chunk, step, start, n, KINDS, i, BLOCK, False, ZERO_GRAD)
                 else:
-                    update_chunk(row_ptr, grad_address, group_ptr, layouts_ptr, steps_ptr, grad_scale_ptr, found_inf_ptr,
-                                 norm_ptr, max_norm, seed, chunk, start, n, KINDS, i, BLOCK, True, ZERO_GRAD)
+                    for first in range(start, tl.minimum(n, start + BLOCK), TAIL):
+                        update_chunk(row_ptr, grad_address, group_ptr, layouts_ptr, grad_scale_ptr, found_inf_ptr,
+                                     norm_ptr, max_norm, seed, chunk, step, first, n, KINDS, i, TAIL, True, ZERO_GRAD)
                 # fmt: on
+        tl.store(steps_ptr + chunk, tl.where(tl.load(found_inf_ptr) != 0, step, step + 1))
 
 
 def sgd_update(
@@ -329,5 +326,5 @@ def sgd_update(
     # One program for each chunk.
     sgd_kernel[(chunks.shape[0],)](
         chunks, tensors, layouts, grads, groups, steps, grad_scale, found_inf, norm, max_norm, seed,
-        KINDS=kinds, BLOCK=SGD_BLOCK, ZERO_GRAD=zero_grad, num_warps=SGD_WARPS, enable_fp_fusion=True,
+        KINDS=kinds, BLOCK=SGD_BLOCK, TAIL=SGD_TAIL, ZERO_GRAD=zero_grad, num_warps=SGD_WARPS, enable_fp_fusion=True,
     )  # fmt: skip

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configs import SGD_BLOCK, SGD_NORM_PROGRAMS, SGD_WARPS
+from .configs import SGD_BLOCK, SGD_NORM_PROGRAMS, SGD_TAIL, SGD_WARPS
 from .reduce import add_rows
 from .sgd import (
     FIRST_CHUNK,
@@ -65,6 +65,7 @@ def sgd_norm_kernel(
     n_chunks,
     KINDS: tl.constexpr,
     BLOCK: tl.constexpr,
+    TAIL: tl.constexpr,
 ):
     total = tl.zeros((), dtype=tl.float64)
     for chunk in range(tl.program_id(0), n_chunks, tl.num_programs(0)):
@@ -77,12 +78,11 @@ def sgd_norm_kernel(
             start = (chunk - tl.load(row_ptr + FIRST_CHUNK)) * BLOCK
             for i in tl.static_range(count(KINDS)):
                 if kind == i:
-                    if kind_flag(KINDS, i, 5):
-                        total += sum_chunk(row_ptr, grad_address, layouts_ptr, start, n, KINDS, i, BLOCK, True)
-                    elif n - start >= BLOCK:
+                    if n - start >= BLOCK and not kind_flag(KINDS, i, 5):
                         total += sum_chunk(row_ptr, grad_address, layouts_ptr, start, n, KINDS, i, BLOCK, False)
                     else:
-                        total += sum_chunk(row_ptr, grad_address, layouts_ptr, start, n, KINDS, i, BLOCK, True)
+                        for first in range(start, tl.minimum(n, start + BLOCK), TAIL):
+                            total += sum_chunk(row_ptr, grad_address, layouts_ptr, first, n, KINDS, i, TAIL, True)
     tl.store(partials_ptr + tl.program_id(0), total)
 
 
@@ -103,6 +103,6 @@ def squared_norm(chunks: Tensor, tensors: Tensor, layouts: Tensor, grads: Tensor
     partials = torch.empty(programs, 1, dtype=torch.float64, device=chunks.device)
     sgd_norm_kernel[(programs,)](
         chunks, tensors, layouts, grads, partials, chunks.shape[0],
-        KINDS=kinds, BLOCK=SGD_BLOCK, num_warps=SGD_WARPS, enable_fp_fusion=True,
+        KINDS=kinds, BLOCK=SGD_BLOCK, TAIL=SGD_TAIL, num_warps=SGD_WARPS, enable_fp_fusion=True,
     )  # fmt: skip
     return add_rows(partials)

@@ -5,7 +5,7 @@ the lower one, so that the mean of many roundings is the value itself: updates t
 average, where rounding to nearest loses every one of them. Values that the narrow type holds stay what they are.
 
 The bits come from Philox (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011): a pure function of (seed,
-chunk, lane, step), so a run repeats bit for bit and nothing but the step has to be stored. 16 bits a value: a call gives
+chunk, place, step), so a run repeats bit for bit and nothing but the step has to be stored. 16 bits a value: a call gives
 four words, which serve eight values.
 """
 
@@ -16,9 +16,9 @@ WORDS = tl.constexpr(8)  # values that one call of Philox serves
 
 
 @triton.jit
-def random_16_bits(seed, chunk, step, BLOCK: tl.constexpr):
-    """BLOCK integers from 0 to 65535."""
-    lanes = tl.arange(0, BLOCK // WORDS).to(tl.uint32)
+def random_16_bits(seed, chunk, step, start, BLOCK: tl.constexpr):
+    """BLOCK integers from 0 to 65535, for the numbers from `start` on of a tensor."""
+    lanes = ((start // WORDS).to(tl.int32) + tl.arange(0, BLOCK // WORDS)).to(tl.uint32)
     zeros = lanes * 0
     chunks = zeros + chunk.to(tl.uint32)
     steps = zeros + step.to(tl.uint32)

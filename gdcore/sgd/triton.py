@@ -223,6 +223,8 @@ class Stepper:
 
     def _make_state(self, i: int, member: Member) -> None:
         """What the step of a parameter needs and the optimizer does not have yet."""
+        was_used = i in self.used
+        self.used.add(i)
         master = wants_master(self.owner, member.param)
         if not master and member.group["momentum"] == 0:
             return
@@ -233,12 +235,11 @@ class Stepper:
             return
         if state.get("momentum_buffer") is None:
             state["momentum_buffer"] = torch.empty_like(param, dtype=torch.float32 if master else param.dtype)
-            if i in self.used:
+            if was_used:
                 self._counters_of(i).zero_()
             self.fresh.add(i)
         elif self.known.get(i) is not state["momentum_buffer"]:
             self._counters_of(i).fill_(1)  # it was loaded, or set by hand: its first step is over
-        self.used.add(i)
         self.known[i] = state["momentum_buffer"]
 
     def _make_counters(self, inherited: "Stepper | None") -> None:
