@@ -1,10 +1,12 @@
-"""SGD on the CPU: each parameter by the fastest of three ways that is right for it.
+"""SGD on the CPU: each parameter by the fastest of four ways that is right for it.
 
 added      w ← w − lr g, nothing else: one library call for all of them, in any type (it rounds once)
 fused      float32 and float64 whose tensors lie in memory alike: PyTorch's fused kernel, one pass over w, g and v
+rounded    half precision: the for-loop's operations, less those that another can do on the way; PyTorch's fused kernel is
+           wrong for these types
 widened    everything else: blocks that fit in cache are copied to float32, stepped there by the fused kernel and copied
-           back. Half precision goes this way because PyTorch's fused kernel is wrong for it; so do momentum of another
-           type, gradients in another order, scaled gradients (the fused kernel would overwrite them), masters
+           back. Momentum of another type, tensors in another order, scaled gradients (the fused kernel would overwrite
+           them), masters, stochastic rounding
 
 The fused kernel is told nothing but what it does right: it never sees a scale, a refused step, or a buffer that does not
 exist yet beside one that does.
@@ -21,14 +23,15 @@ from .members import HALF, Member, check_member, flat_order, local, wants_master
 from .rounding import round_stochastically
 from .watch import Watch
 
-_BLOCK = 1 << 16  # numbers of a widened block: 768 kB for w, g and v
+_BLOCK = 1 << 18  # numbers of a block: 1 MB of float32
+_SMALL = 1 << 14  # up to here a call costs more than what it calculates
 
 
 class Batch(NamedTuple):
     """What parameters have in common that one call steps."""
 
     group: int
-    way: str  # "added", "fused" or "widened"
+    way: str
     compute: torch.dtype
     first: bool  # the momentum is empty
     has_master: bool
@@ -36,15 +39,18 @@ class Batch(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """A part of a tensor: so many slices of one dimension."""
+    """A part of a tensor that fits in a block: all of it, or so many slices of one dimension."""
 
     place: int  # of the parameter
-    flat: bool  # of the tensor seen as a vector
-    dim: int
-    start: int
-    length: int
+    numel: int = 0
+    flat: bool = False  # of the tensor seen as a vector
+    dim: int | None = None  # None: all of it
+    start: int = 0
+    length: int = 0
 
     def of(self, tensor: Tensor) -> Tensor:
+        if self.dim is None:
+            return tensor
         return (tensor.view(-1) if self.flat else tensor).narrow(self.dim, self.start, self.length)
 
 
@@ -55,6 +61,7 @@ class Stepper:
         self.owner, self.device, self.members = owner, device, members
         self.groups = list({id(member.group): member.group for member in members}.values())
         self.watch: Watch | None = None
+        self.scratch: dict[Any, Tensor] = {}
 
     def check(self) -> None:
         self.current = self.watch is not None and self.watch.holds() and self._switches() == self.switches
@@ -67,7 +74,7 @@ class Stepper:
             self.watch = Watch(self.owner, self.members, [wants_master(self.owner, m.param) for m in self.members])
             self.switches = self._switches()
             self.batches: dict[bool, dict[Batch, list[int]]] = {}
-            self.blocks: dict[Batch, list[list[Cut]]] = {}
+            self.cuts: dict[Batch, list[Cut]] = {}
 
     def squared_norm(self, grad_scale: Tensor | None) -> Tensor:
         grads = [grad for grad in self.watch.grads if grad is not None]
@@ -136,6 +143,8 @@ class Stepper:
             and all(flat_order(tensor) == order for tensor in tensors)
         ):
             way = "fused"
+        elif param.dtype in HALF and alike and rounds_once and not scaled:
+            way = "rounded"
         else:
             way = "widened"
         return Batch(group, way, compute, first, has_master, param.dtype)
@@ -157,7 +166,7 @@ class Stepper:
     def _state(self, places: list[int], name: str) -> list[Tensor]:
         return [local(self.owner.state.peek(self.members[i].param)[name]) for i in places]
 
-    # The three ways.
+    # The four ways.
 
     def _step_added(self, batch: Batch, places: list[int], factor: float) -> None:
         group, grads = self.groups[batch.group], self.watch.grads
@@ -166,14 +175,8 @@ class Stepper:
         torch._foreach_add_(params, [grads[i] for i in places], alpha=lr if group["maximize"] else -lr)
 
     def _step_fused(self, batch: Batch, places: list[int], factor: float) -> None:
-        grads = self.watch.grads
-        has_momentum = self.switches[1 + batch.group][0]
-        self._fused(
-            batch,
-            [self.watch.inner[i] for i in places],
-            [grads[i] for i in places],
-            self._state(places, "momentum_buffer") if has_momentum else [],
-        )
+        momenta = list(self._momenta(batch, places).values())
+        self._fused(batch, [self.watch.inner[i] for i in places], [self.watch.grads[i] for i in places], momenta)
 
     def _fused(self, batch: Batch, params: list[Tensor], grads: list[Tensor], momenta: list[Tensor]) -> None:
         group = self.groups[batch.group]
@@ -190,30 +193,65 @@ class Stepper:
             is_first_step=batch.first,
         )
 
+    def _step_rounded(self, batch: Batch, places: list[int], factor: float) -> None:
+        momenta = self._momenta(batch, places)
+        small = [i for i in places if self.watch.inner[i].numel() <= _SMALL]
+        if small:
+            self._round_small(
+                batch,
+                [self.watch.inner[i] for i in small],
+                [self.watch.grads[i] for i in small],
+                [momenta[i] for i in small if momenta],
+            )
+        large = [i for i in places if self.watch.inner[i].numel() > _SMALL]
+        for cut in self._cuts_of(batch, large) if _needs_scratch(self.groups[batch.group]) else map(Cut, large):
+            param, grad = cut.of(self.watch.inner[cut.place]), cut.of(self.watch.grads[cut.place])
+            self._round_large(batch, param, grad, cut.of(momenta[cut.place]) if momenta else None)
+
+    def _round_small(self, batch: Batch, w: list[Tensor], g: list[Tensor], v: list[Tensor]) -> None:
+        group = self.groups[batch.group]
+        if group["maximize"]:
+            g = torch._foreach_neg(g)
+        if group["weight_decay"] != 0:
+            g = torch._foreach_add(g, w, alpha=float(group["weight_decay"]))
+        if v:
+            for momentum, grad in zip(v, g, strict=True):  # _foreach_mul_ would round the factor to half precision
+                _round_momentum(momentum, grad, group, batch.first)
+            g = torch._foreach_add(g, v, alpha=group["momentum"]) if group["nesterov"] else v
+        torch._foreach_add_(w, g, alpha=-float(group["lr"]))
+
+    def _round_large(self, batch: Batch, w: Tensor, g: Tensor, v: Tensor | None) -> None:
+        group = self.groups[batch.group]
+        out = self._scratch("g", batch.param, w.numel()).view(w.shape) if _needs_scratch(group) else None
+        if group["maximize"]:
+            g = torch.neg(g, out=out)
+        if group["weight_decay"] != 0:
+            g = torch.add(g, w, alpha=float(group["weight_decay"]), out=out)
+        if v is not None:
+            _round_momentum(v, g, group, batch.first)
+            g = torch.add(g, v, alpha=group["momentum"], out=out) if group["nesterov"] else v
+        w.add_(g, alpha=-float(group["lr"]))
+
     def _step_widened(self, batch: Batch, places: list[int], factor: float) -> None:
-        if batch not in self.blocks:
-            self.blocks[batch] = list(self._cut(places))
-        params = dict(zip(places, (self.watch.inner[i] for i in places), strict=True))
-        has_momentum = self.switches[1 + batch.group][0]
-        momenta = dict(zip(places, self._state(places, "momentum_buffer"), strict=True)) if has_momentum else {}
+        momenta = self._momenta(batch, places)
         masters = dict(zip(places, self._state(places, "master_weight"), strict=True)) if batch.has_master else {}
         stochastic = self.owner.stochastic_rounding and batch.param in HALF
-        for block in self.blocks[batch]:
-            p = [cut.of(params[cut.place]) for cut in block]
-            w, w_views = _gather(p, batch.compute)
-            g, _ = _gather([cut.of(self.watch.grads[cut.place]) for cut in block], batch.compute)
+        for block in _blocks(self._cuts_of(batch, places)):
+            p = [cut.of(self.watch.inner[cut.place]) for cut in block]
+            w, w_views = self._gather("w", p, batch.compute)
+            g, _ = self._gather("g", [cut.of(self.watch.grads[cut.place]) for cut in block], batch.compute)
             if factor != 1.0:
                 g.mul_(factor)
-            v, v_views = None, []
-            if has_momentum:
+            v = None
+            if momenta:
                 v_pieces = [cut.of(momenta[cut.place]) for cut in block]
-                v, v_views = _gather(v_pieces, batch.compute)
+                v, v_views = self._gather("v", v_pieces, batch.compute)
             if masters:  # it follows where something else has written the parameter
                 m_pieces = [cut.of(masters[cut.place]) for cut in block]
-                m, _ = _gather(m_pieces, batch.compute)
+                m, _ = self._gather("m", m_pieces, batch.compute)
                 torch.where(m.to(batch.param) == w.to(batch.param), m, w, out=w)
             self._fused(batch, [w], [g], [] if v is None else [v])
-            if has_momentum:
+            if momenta:
                 torch._foreach_copy_(v_pieces, v_views)
             if masters:
                 torch._foreach_copy_(m_pieces, w_views)
@@ -221,37 +259,72 @@ class Stepper:
                 w.copy_(round_stochastically(w, batch.param, self.owner.generator))
             torch._foreach_copy_(p, w_views)
 
-    def _cut(self, places: list[int]) -> Iterator[list[Cut]]:
-        """Parts of the parameters, in blocks of about _BLOCK numbers."""
-        block: list[Cut] = []
-        filled = 0
-        for i in places:
-            param, numel = self.watch.inner[i], self.watch.inner[i].numel()
-            tensors = [
-                param,
-                self.watch.grads[i],
-                *map(local, self.owner.state.peek(self.members[i].param).values()),
-            ]
-            flat = all(tensor.is_contiguous() for tensor in tensors)
-            dim = 0 if flat or not param.dim() else max(range(param.dim()), key=param.shape.__getitem__)
-            slices = numel if flat or not param.dim() else param.shape[dim]
-            step = max(1, _BLOCK * slices // max(numel, 1))
-            for start in range(0, slices, step):
-                length = min(step, slices - start)
-                size = length * numel // slices
-                if block and filled + size > _BLOCK:
-                    yield block
-                    block, filled = [], 0
-                block.append(Cut(i, flat or not param.dim(), dim, start, length))
-                filled += size
-        if block:
+    def _momenta(self, batch: Batch, places: list[int]) -> dict[int, Tensor]:
+        if not self.switches[1 + batch.group][0]:
+            return {}
+        return dict(zip(places, self._state(places, "momentum_buffer"), strict=True))
+
+    # Blocks.
+
+    def _cuts_of(self, batch: Batch, places: list[int]) -> list[Cut]:
+        if batch not in self.cuts:
+            self.cuts[batch] = [cut for i in places for cut in self._cut(i)]
+        return self.cuts[batch]
+
+    def _cut(self, i: int) -> Iterator[Cut]:
+        """Parts of a parameter, of about _BLOCK numbers at most."""
+        param, numel = self.watch.inner[i], self.watch.inner[i].numel()
+        if numel <= _BLOCK:
+            yield Cut(i, numel)
+            return
+        tensors = [param, self.watch.grads[i], *map(local, self.owner.state.peek(self.members[i].param).values())]
+        flat = all(tensor.is_contiguous() for tensor in tensors)
+        dim = 0 if flat else max(range(param.dim()), key=param.shape.__getitem__)
+        slices = numel if flat else param.shape[dim]
+        step = max(1, _BLOCK * slices // numel)
+        for start in range(0, slices, step):
+            length = min(step, slices - start)
+            yield Cut(i, length * (numel // slices), flat, dim, start, length)
+
+    def _scratch(self, name: str, dtype: torch.dtype, numel: int) -> Tensor:
+        """A vector that is kept: fresh memory costs more than what is calculated in it."""
+        kept = self.scratch.get((name, dtype))
+        if kept is None or kept.numel() < numel:
+            kept = self.scratch[name, dtype] = torch.empty(max(numel, _BLOCK), dtype=dtype)
+        return kept[:numel]
+
+    def _gather(self, name: str, pieces: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
+        """Copies side by side in one vector, and the views of it that have the pieces' shapes."""
+        sizes = [piece.numel() for piece in pieces]
+        vector = self._scratch(name, dtype, sum(sizes))
+        views = [part.view(piece.shape) for part, piece in zip(vector.split(sizes), pieces, strict=True)]
+        torch._foreach_copy_(views, pieces)
+        return vector, views
+
+
+def _round_momentum(momentum: Tensor, grad: Tensor, group: dict[str, Any], first: bool) -> None:
+    if first:
+        momentum.copy_(grad)
+    elif group["dampening"] == 0:
+        torch.add(grad, momentum, alpha=group["momentum"], out=momentum)  # one operation and one rounding, not two
+    else:
+        momentum.mul_(group["momentum"]).add_(grad, alpha=1 - group["dampening"])
+
+
+def _needs_scratch(group: dict[str, Any]) -> bool:
+    """Whether a rounded step has a value that is neither parameter nor state."""
+    return group["maximize"] or group["weight_decay"] != 0 or group["nesterov"]
+
+
+def _blocks(cuts: list[Cut]) -> Iterator[list[Cut]]:
+    """Cuts together, up to _BLOCK numbers."""
+    block: list[Cut] = []
+    filled = 0
+    for cut in cuts:
+        if block and filled + cut.numel > _BLOCK:
             yield block
-
-
-def _gather(pieces: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
-    """Copies side by side in one vector, and the views of it that have the pieces' shapes."""
-    vector = torch.empty(sum(piece.numel() for piece in pieces), dtype=dtype)
-    parts = vector.split([piece.numel() for piece in pieces])
-    views = [part.view(piece.shape) for part, piece in zip(parts, pieces, strict=True)]
-    torch._foreach_copy_(views, pieces)
-    return vector, views
+            block, filled = [], 0
+        block.append(cut)
+        filled += cut.numel
+    if block:
+        yield block
