@@ -219,7 +219,7 @@ def update_chunk(
         v = load(v_ptr, mask, MASKED, dtype)
     veto = tl.load(found_inf_ptr) != 0
 
-    clip = max_norm.to(dtype) / (tl.load(norm_ptr).to(dtype) + 1e-6)
+    clip = tl.cast(max_norm, dtype) / (tl.load(norm_ptr).to(dtype) + 1e-6)
     clip = tl.where(clip > 1, 1.0, clip)  # not a minimum: of a norm that is NaN the gradients are NaN, as stock's
     scale = bits_to_float(group_ptr + SIGN).to(dtype) * clip / tl.load(grad_scale_ptr).to(dtype)
     lr = hyperparameter(group_ptr + LR).to(dtype)

@@ -106,11 +106,12 @@ class Stepper:
         if not self.built:
             return False
         if self._capturing():
-            self._take_views(self._upload_for_graph(self.staging))
+            self.grads, self.group_rows = self._views(self._upload_for_graph(self.staging))
             self.addresses = None  # what the next step finds on the device is older than what it finds staged
-        elif changed:
+            return True
+        if changed:
             self.dynamic.copy_(self.staging, non_blocking=True)  # pageable: the driver has read it when this returns
-            self._take_views(self.dynamic)
+        self.grads, self.group_rows = self.own_views
         return True
 
     def _refresh_groups(self) -> bool:
@@ -149,18 +150,20 @@ class Stepper:
 
     def _set_addresses(self) -> bool:
         """Stage the gradients' addresses; False where the table does not allow for one of them."""
-        addresses = self.watch.addresses
-        staged = self.staging_array[: len(addresses)]
-        staged[:] = addresses
-        if (staged[self.aligned] & 15).any() or any(self.watch.grads[i] is not None for i in self.absent):
+        watch = self.watch
+        staged = self.staging_array[: len(watch.addresses)]
+        staged[:] = watch.addresses
+        odd = np.bitwise_or.reduce(staged if self.all_aligned else staged[self.aligned]) & 15
+        if odd or any(watch.grads[i] is not None for i in self.absent):
             return False
-        self.addresses, self.missing = addresses, self.watch.missing
-        self.written = [member.param for member, address in zip(self.members, addresses, strict=True) if address]
+        if self.missing or watch.missing or self.addresses is None:
+            self.written = [m.param for m, grad in zip(self.members, watch.grads, strict=True) if grad is not None]
+        self.addresses, self.missing = watch.addresses, watch.missing
         return True
 
-    def _take_views(self, dynamic: Tensor) -> None:
-        self.grads = dynamic[: len(self.members)]
-        self.group_rows = dynamic[self.padded :]
+    def _views(self, dynamic: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients' addresses and the table of groups in one upload."""
+        return dynamic[: len(self.members)], dynamic[self.padded :]
 
     # When something else than an address or a hyperparameter changed.
 
@@ -181,12 +184,13 @@ class Stepper:
         self.on_host = [False] * len(self.groups)
         for i in range(len(self.groups)):
             self._set_group(i)
+        self.addresses, self.missing = None, 0
         self._set_addresses()
         upload = self._upload_for_graph if self.in_graph else self._upload
         self.chunks, self.rows = upload(torch.from_numpy(chunks)), upload(torch.from_numpy(rows))
         self.layouts, self.dynamic = upload(torch.tensor(layouts or [0])), upload(self.staging)
         self.zero, self.one = upload(torch.zeros(1)), upload(torch.ones(1))
-        self._take_views(self.dynamic)
+        self.grads, self.group_rows = self.own_views = self._views(self.dynamic)
         if self.is_cuda and not self.in_graph:
             self.spare = torch.empty_like(self.staging, pin_memory=True)
         self.built = True
@@ -218,6 +222,7 @@ class Stepper:
             if kind.strided:
                 layouts += _layout(*tensors)
             self.aligned[i] = kind.aligned
+        self.all_aligned = bool(self.aligned.all())
         self.kinds = ";".join(map(str, kinds))
         return rows, layouts
 

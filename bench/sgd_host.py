@@ -1,0 +1,93 @@
+"""How long a step keeps the host: from step() to the launch, with the launch itself left out. Needs no GPU.
+
+    python -m gdcore.bench.sgd_host        prints JSON; a process of its own, because Triton decides at import whether
+                                           kernels are interpreted, and only then takes it tensors on the CPU
+
+The 161 parameters of ResNet-50 with shapes shrunk to a few numbers: the host's work is the same, and no cache is filled by
+data. torch.optim.SGD(fused=True) is measured the same way, up to the call of its kernel. Two steady states: gradients
+that stay where they are, and gradients that are new tensors in every step, as after zero_grad().
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from unittest import mock
+
+ROUNDS, WARM = 400, 20
+
+
+def measure() -> dict:
+    """Microseconds by options, gradients and implementation; runs this module in a process of its own.
+
+    Raises
+    ------
+    RuntimeError
+        If the process fails.
+    """
+    command = [sys.executable, "-m", "gdcore.bench.sgd_host"]
+    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command[1:])} failed: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout)
+
+
+def _times() -> dict:
+    import torch
+
+    import gdcore
+    from gdcore.kernels import sgd as kernels
+
+    from .sgd_cases import OPTIONS, resnet50
+
+    launched = [0]
+
+    def launch(*_: object, **__: object) -> None:
+        launched[0] = time.perf_counter_ns()
+
+    def new(params: list, fresh: bool) -> None:
+        for p in params:
+            if fresh or p.grad is None:
+                p.grad = torch.ones_like(p)
+
+    def to_launch(step: Callable[[], object], params: list, fresh: bool) -> list[float]:
+        found = []
+        for i in range(ROUNDS + WARM):
+            new(params, fresh)
+            start = time.perf_counter_ns()
+            step()
+            if i >= WARM:
+                found.append((launched[0] - start) / 1e3)
+        return found
+
+    shapes = [tuple(min(size, 2) for size in shape) for shape in resnet50()]
+    found: dict[str, dict] = {}
+    stubs = mock.patch.object(torch, "_fused_sgd_", launch), mock.patch.object(kernels, "sgd_update", launch)
+    with gdcore.use_backend("triton"), stubs[0], stubs[1]:
+        for name, options in OPTIONS.items():
+            for gradients in ("kept", "new"):
+                params = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+                steps = {
+                    "fused": torch.optim.SGD(params, lr=1e-3, fused=True, **options).step,
+                    "gdcore": gdcore.SGD(params, lr=1e-3, **options).step,
+                }
+                samples: dict[str, list[float]] = {who: [] for who in steps}
+                for _ in range(3):  # in turns, so that a slow moment meets both
+                    for who, step in steps.items():
+                        samples[who] += to_launch(step, params, gradients == "new")
+                found[f"{name}, gradients {gradients}"] = {
+                    who: {
+                        "p20": statistics.quantiles(values, n=5)[0],
+                        "p50": statistics.median(values),
+                        "p80": statistics.quantiles(values, n=5)[3],
+                    }
+                    for who, values in samples.items()
+                }
+    return {"tensors": len(shapes), "microseconds": found}
+
+
+if __name__ == "__main__":
+    print(json.dumps(_times()))
