@@ -29,7 +29,9 @@ def parser() -> Parser:
     statuses = "Exit status: 0; 1 where parity fails or a training run differs; 2 for bad input."
     run = commands.add_parser("run", help="measure (this is the default)", description=statuses)
     run.add_argument(
-        "--profile", help="quick (the default, under three minutes on two cores) or smoke (seconds, tiny sizes)"
+        "--profile",
+        help="quick (the default, under three minutes on two cores), smoke (seconds, tiny sizes), or sgd (the optimizer "
+        "alone, at every size, with a compiled step everywhere: many minutes on a CPU)",
     )
     run.add_argument("--only", metavar="PATTERN", help="only what has this in its name: a part of it, or a shell glob")
     run.add_argument("--out", type=Path, metavar="FILE", help="the result file (default: bench-results/<time>.json)")

@@ -131,7 +131,11 @@ SMOKE = (
     Case("A", 50_000, 3, 1, wanted=("weight", "bias"), seconds=0.1),
     Case("B", 20_000, 16, 8, wanted=BOTH, seconds=0.1),
 )
-PROFILES = {"quick": {"cpu": CPU_QUICK, "cuda": CUDA_QUICK}, "smoke": {"cpu": SMOKE, "cuda": SMOKE}}
+PROFILES: dict[str, dict[str, tuple[Case, ...]]] = {
+    "quick": {"cpu": CPU_QUICK, "cuda": CUDA_QUICK},
+    "smoke": {"cpu": SMOKE, "cuda": SMOKE},
+    "sgd": {"cpu": (), "cuda": ()},  # the optimizer's own (sgd_cases.py), which every profile has some of
+}
 
 
 def select(profile: str, device_type: str, pattern: str | None = None) -> tuple[Case, ...]:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from . import words
+from . import sgd_words, words
 from .peers import COMPILED, FUSED, OURS, STOCK
 from .results import BadInput, read
 
@@ -62,6 +62,13 @@ def block(document: Mapping, source: str) -> str:
         speed_table(rows),
         "\n".join(f"- {sentence}" for sentence in words.findings(document)),
     ]
+    if document["sgd"]:
+        lines = [sgd_words.cells(row) for row in document["sgd"].values()]
+        parts.append(f"**One step of the optimizer**:\n\n{markdown_table(sgd_words.HEADS, lines)}")
+        parts.append("\n".join(f"- {sentence}" for sentence in sgd_words.findings(document)))
+    if document["sgd_host"]:
+        what = f"**From `step()` to the launch**, {document['sgd_host']['tensors']} tensors, the launch left out"
+        parts.append(f"{what}:\n\n{markdown_table(sgd_words.HOST_HEADS, sgd_words.host_cells(document['sgd_host']))}")
     if document["training"]:
         parts.append(training_table(list(document["training"].values())))
     if document["predicted"]:

@@ -1,7 +1,8 @@
 """A run's file: one JSON document with a versioned schema, replaced atomically after every piece of work.
 
-    {"schema": "gdcore-bench/1", "created", "finished", "profile", "seed", "machine", "versions", "commit", "ceilings",
-     "cases": {name: row}, "memory": [row], "predicted": [row], "training": {dataset: row}}
+    {"schema": "gdcore-bench/2", "created", "finished", "profile", "seed", "machine", "versions", "commit", "ceilings",
+     "cases": {name: row}, "memory": [row], "predicted": [row], "training": {dataset: row}, "sgd": {name: row},
+     "sgd_host": {...}}
 
 Every sample is kept, in seconds per call. A row says in words why it has no figure, where it has none.
 """
@@ -14,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-SCHEMA = "gdcore-bench/1"
+SCHEMA = "gdcore-bench/2"
 PARTS: dict[str, type] = {
     "machine": dict,
     "versions": dict,
@@ -22,6 +23,8 @@ PARTS: dict[str, type] = {
     "training": dict,
     "memory": list,
     "predicted": list,
+    "sgd": dict,
+    "sgd_host": dict,
 }
 
 
@@ -122,6 +125,8 @@ class Results:
             "memory": [],
             "predicted": [],
             "training": {},
+            "sgd": {},
+            "sgd_host": {},
         }
         return cls(path, document)
 

@@ -1,18 +1,19 @@
 """A whole run: what there is to do, in order, each piece saved as soon as it is done."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 
 import torch
 from rich.console import Console
 
-from . import ceilings, memory, predict, report, training_runs
+from . import ceilings, memory, predict, report, sgd, sgd_cases, sgd_host, training_runs, words
 from .cases import Case, matches, select
 from .datasets import DATASETS
 from .measure import Setting, measure_case
 from .peers import PEERS, Peer
 from .results import BadInput, Results, now
+from .sgd_cases import SgdCase
 
 CASE_OVERHEAD_SECONDS = 8.0  # drawing operands, float64, compilation
 
@@ -25,6 +26,8 @@ class Selection:
     memory: bool
     predicted: bool
     training: tuple[str, ...]
+    sgd: tuple[SgdCase, ...]
+    sgd_host: bool
 
 
 def choose(profile: str, device: torch.device, pattern: str | None, training: bool) -> Selection:
@@ -41,10 +44,12 @@ def choose(profile: str, device: torch.device, pattern: str | None, training: bo
         matches("memory", pattern),
         matches("predicted", pattern) and device.type == "cpu",
         tuple(name for name in DATASETS if training and matches(f"training-{name}", pattern)),
+        sgd_cases.select(profile, device.type, pattern),
+        profile != "smoke" and matches("sgd-host", pattern),
     )
-    if not (chosen.cases or chosen.memory or chosen.predicted or chosen.training):
-        known = [case.name for case in select(profile, device.type)]
-        others = ["memory", "predicted", *(f"training-{name}" for name in DATASETS)]
+    if not any(getattr(chosen, field.name) for field in fields(chosen)):
+        known = [case.name for case in (*select(profile, device.type), *sgd_cases.select(profile, device.type))]
+        others = ["memory", "predicted", *(f"training-{name}" for name in DATASETS), "sgd-host"]
         raise BadInput(f"nothing in profile {profile} matches {pattern!r}; there are: {', '.join([*known, *others])}")
     return chosen
 
@@ -61,9 +66,13 @@ class Run:
         cases = [case for case in chosen.cases if case.name not in self.document["cases"]]
         overhead = 1.0 if self.small else CASE_OVERHEAD_SECONDS
         todo: list[tuple[str, float, Callable[[], str]]] = []
-        if cases:
+        steps = [case for case in chosen.sgd if case.name not in self.document["sgd"]]
+        if cases or steps:
             todo.append(("what this machine can do", 3.0, partial(self.ceilings, {case.dtype for case in cases})))
         todo += [(case.name, case.seconds + overhead, partial(self.case, case)) for case in cases]
+        todo += [(case.name, case.seconds + overhead / 8, partial(self.sgd, case)) for case in steps]
+        if chosen.sgd_host and not self.document["sgd_host"]:
+            todo.append(("host time of a step", 10.0, self.sgd_host))
         if chosen.memory and not self.document["memory"]:
             todo.append(("extra memory", 12.0, self.memory))
         if chosen.predicted and not self.document["predicted"]:
@@ -85,6 +94,18 @@ class Run:
         row = measure_case(case, Setting(self.device, self.document["seed"], known, self.peers))
         self.results.put("cases", row, case.name)
         return report.case_line(row)
+
+    def sgd(self, case: SgdCase) -> str:
+        known = ceilings.Ceilings(**self.document["ceilings"])
+        row = sgd.measure_case(case, Setting(self.device, self.document["seed"], known))
+        self.results.put("sgd", row, case.name)
+        if "comparisons" not in row:
+            return f"no speed: {row.get('skipped') or row['failed']}"
+        return f"parity ok; {words.times(row['best']['speedup'])} the best other's speed, {row['best']['verdict']}"
+
+    def sgd_host(self) -> str:
+        self.results.put("sgd_host", sgd_host.measure())
+        return "measured"
 
     def memory(self) -> str:
         rows = memory.measure(self.device, small=self.small)
@@ -118,5 +139,5 @@ def run(
 
 def exit_status(document: dict) -> int:
     """0, or 1 where a case failed its parity or a training run differed."""
-    failed = any(row.get("failed") for row in document["cases"].values())
+    failed = any(row.get("failed") for part in ("cases", "sgd") for row in document[part].values())
     return int(failed or any(row["problems"] for row in document["training"].values()))

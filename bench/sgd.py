@@ -58,7 +58,7 @@ def measure_case(case: SgdCase, setting: Setting, steppers: Sequence[Stepper] = 
         return row | {"skipped": f"it takes about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"}
     try:
         params, grads = draw(case, setting.device, setting.seed)
-        calls, entries = _check_all(case, steppers, params, grads)
+        calls, entries = check_all(case, steppers, params, grads)
     except torch.OutOfMemoryError as error:
         return row | {"skipped": in_one_line(error)}
     row |= {"peers": entries, "floor_seconds": case.minimal_bytes / setting.ceilings.copy}
@@ -74,7 +74,7 @@ def measure_case(case: SgdCase, setting: Setting, steppers: Sequence[Stepper] = 
     return row | {"clock": clock.name, "comparisons": found, "best": best}
 
 
-def _check_all(
+def check_all(
     case: SgdCase, steppers: Sequence[Stepper], params: list[Tensor], grads: list[Tensor]
 ) -> tuple[dict[str, Callable[[], object]], dict[str, dict]]:
     """The calls of those that are right, and every one's parity or why it has none."""

@@ -1,6 +1,7 @@
 """SGD as torch.optim.SGD, in one launch on a GPU, without what its fused version gets wrong."""
 
 import importlib
+import inspect
 import itertools
 import operator
 from collections.abc import Callable, Iterable
@@ -11,7 +12,7 @@ import torch.optim.optimizer as hooks
 from torch import Tensor
 
 from . import backends
-from .sgd.members import HALF, ElsewhereError, Member, MovedError, is_plain, local
+from .sgd.members import HALF, ElsewhereError, Member, MovedError, check_group, is_plain, local, overlapping
 from .sgd.norm import sharded_squared_norm
 from .sgd.state import State
 
@@ -140,9 +141,10 @@ class SGD(torch.optim.SGD):
         self._lengths: list[int] = []
         self._arranged: list[dict[str, Any]] = []  # the groups that the steppers were made for
         self._backend = ""
+        self._overlapping: set[int] = set()  # parameters that share memory
         self._elsewhere: set[int] = set()  # parameters whose gradients or state only stock takes
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, *args: Any, **kwargs: Any) -> Any:
         """Perform a single optimization step.
 
         Parameters
@@ -155,10 +157,10 @@ class SGD(torch.optim.SGD):
         The closure's result, or None.
         """
         if torch.compiler.is_compiling():  # one launch is what a compiler could do at best
-            return _uncompiled_step(self, closure)
+            return _uncompiled_step(self, *args, **kwargs)
         if _needs_hooks(self):
-            return _hooked_step(self, closure)
-        return self._step(closure)
+            return _hooked_step(self, *args, **kwargs)
+        return self._step(*args, **kwargs)
 
     step.hooked = True  # torch would put a wrapper around it that costs more than the step
 
@@ -180,6 +182,8 @@ class SGD(torch.optim.SGD):
 
     def _checked_steppers(self) -> list[Any]:
         """The steppers of all parameters, each ready to raise no more."""
+        for group in self.param_groups:
+            check_group(group)
         while True:
             if not self._is_arranged():
                 self._arrange()
@@ -206,31 +210,38 @@ class SGD(torch.optim.SGD):
         )
 
     def _arrange(self) -> None:
-        """Give each parameter to the stepper that takes it; stock's comes last, for parameters that stand twice."""
+        """Give each parameter to the stepper that takes it."""
         self._arranged, self._params, self._backend = list(self.param_groups), [], backends.chosen()
         if type(self.state) is not State:
-            self.state = State(self.state)
+            self.state = State(dict, self.state)
         members: dict[tuple[str, torch.device], list[Member]] = {}
-        seen: set[int] = set()
+        self._overlapping = overlapping([param for group in self.param_groups for param in group["params"]])
+        kept_out = self._overlapping | self._elsewhere
         for group in self.param_groups:
             for param in group["params"]:
                 member = Member(param, group, len(self._params))
                 self._params.append(param)
                 inner = local(param)
-                memory = inner.data_ptr() if is_plain(param) and inner.numel() else id(param)
                 name = "stock"
-                if is_plain(param) and memory not in seen and id(param) not in self._elsewhere:
+                if is_plain(param) and id(param) not in kept_out:
                     name = backends.backend_for(inner.device)
-                seen.add(memory)
                 if name not in ("triton", "cpu") or self.defaults["differentiable"]:
                     name = "stock"
                 members.setdefault((name, inner.device), []).append(member)
         self._lengths = [len(group["params"]) for group in self.param_groups]
         before = self._steppers
         self._steppers = {
-            key: _stepper_class(key[0])(self, key[1], members[key], before.get(key))
-            for key in sorted(members, key=lambda key: key[0] == "stock")
+            key: _stepper_class(key[0])(self, key[1], found, before.get(key)) for key, found in members.items()
         }
+        stays = {id(m.param) for key, found in members.items() if key in before for m in found}
+        for param in itertools.chain.from_iterable(stepper.not_started() for stepper in before.values()):
+            if id(param) not in stays:  # another stepper would take its empty momentum for one
+                self.state.own(param).pop("momentum_buffer", None)
+
+    def check_overlap(self) -> None:
+        """For a stepper whose parameters have moved in memory."""
+        if overlapping(self._params) != self._overlapping:
+            raise MovedError
 
     @torch.no_grad()
     def _norm(self, steppers: list[Any], grad_scale: Tensor | None) -> Tensor:
@@ -248,7 +259,7 @@ class SGD(torch.optim.SGD):
     def state_dict(self) -> dict[str, Any]:
         """As torch.optim.SGD's, which can load it. Momentum whose first step has not been taken is left out."""
         packed = super().state_dict()
-        empty = {id(param) for stepper in self._steppers.values() for param in stepper.not_started()}
+        empty = self._not_started()
         for index, param in enumerate(itertools.chain.from_iterable(group["params"] for group in self.param_groups)):
             if id(param) in empty and index in packed["state"]:
                 entry = {name: value for name, value in packed["state"][index].items() if name != "momentum_buffer"}
@@ -256,6 +267,9 @@ class SGD(torch.optim.SGD):
                 if not entry:
                     del packed["state"][index]
         return packed
+
+    def _not_started(self) -> set[int]:
+        return {id(param) for stepper in self._steppers.values() for param in stepper.not_started()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what state_dict of this class or of torch.optim.SGD returned; momentum keeps the dtype that it was saved in."""
@@ -278,7 +292,14 @@ class SGD(torch.optim.SGD):
                     self.state[param][name] = value.to(param.device)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in _OPTIONS}}
+        empty = self._not_started()
+        state = State(dict, {param: dict(entry) for param, entry in self.state.items()})
+        for param, entry in list(state.items()):
+            if id(param) in empty:
+                del entry["momentum_buffer"]
+            if not entry:
+                del state[param]
+        return {**super().__getstate__(), "state": state, **{name: getattr(self, name) for name in _OPTIONS}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -309,5 +330,6 @@ def _needs_hooks(optimizer: SGD) -> bool:
     )
 
 
+SGD.step.__signature__ = inspect.signature(SGD._step)
 _hooked_step = torch.optim.Optimizer.profile_hook_step(SGD._step)
 _uncompiled_step = torch.compiler.disable(SGD.step)

@@ -18,7 +18,7 @@ WORDS = tl.constexpr(8)  # values that one call of Philox serves
 @triton.jit
 def random_16_bits(seed, chunk, step, start, BLOCK: tl.constexpr):
     """BLOCK integers from 0 to 65535, for the numbers from `start` on of a tensor."""
-    lanes = ((start // WORDS).to(tl.int32) + tl.arange(0, BLOCK // WORDS)).to(tl.uint32)
+    lanes = (tl.cast(start // WORDS, tl.int32) + tl.arange(0, BLOCK // WORDS)).to(tl.uint32)
     zeros = lanes * 0
     chunks = zeros + chunk.to(tl.uint32)
     steps = zeros + step.to(tl.uint32)
@@ -41,7 +41,9 @@ def round_stochastically(x, random, DTYPE: tl.constexpr):
         largest = 3.3895313892515355e38
     else:
         cut = ((bits + (random >> 3)) & ~0x1FFF).to(tl.float32, bitcast=True)
-        steps = tl.floor(x * 16777216.0 + random.to(tl.float32) * (1.0 / 65536.0))
+        y = x * 16777216.0
+        steps = tl.floor(y)
+        steps += tl.where((y - steps) + random.to(tl.float32) * (1.0 / 65536.0) >= 1.0, 1.0, 0.0)
         cut = tl.where(tl.abs(x) < 6.103515625e-05, steps * (1.0 / 16777216.0), cut)
         largest = 65504.0
     # What rounds to a finite number must not leave the range by chance, and NaN and Inf are no numbers to add bits to.

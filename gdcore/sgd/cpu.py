@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .members import HALF, Member, check_member, flat_order, local, wants_master
+from .members import HALF, Member, check_member, flat_order, local, state_tensors, wants_master
 from .rounding import round_stochastically
 from .watch import Watch
 
@@ -68,17 +68,19 @@ class Stepper:
         if not self.current:
             for member in self.members:
                 check_member(member, self.owner.state, self.device)
+            if self.watch is not None and self.watch.moved():
+                self.owner.check_overlap()
 
     def ready(self) -> None:
         if not self.current:
-            self.watch = Watch(self.owner, self.members, [wants_master(self.owner, m.param) for m in self.members])
+            self.watch = Watch(self.owner, self.members)
             self.switches = self._switches()
             self.batches: dict[bool, dict[Batch, list[int]]] = {}
             self.cuts: dict[Batch, list[Cut]] = {}
 
     def squared_norm(self, grad_scale: Tensor | None) -> Tensor:
         grads = [grad for grad in self.watch.grads if grad is not None]
-        total = torch.zeros((), dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64, device="cpu")
         for dtype in {grad.dtype for grad in grads}:
             alike = [grad for grad in grads if grad.dtype is dtype]
             wide = torch.float32 if dtype in HALF else dtype
@@ -277,7 +279,7 @@ class Stepper:
         if numel <= _BLOCK:
             yield Cut(i, numel)
             return
-        tensors = [param, self.watch.grads[i], *map(local, self.owner.state.peek(self.members[i].param).values())]
+        tensors = [param, self.watch.grads[i], *state_tensors(self.members[i], self.owner.state)]
         flat = all(tensor.is_contiguous() for tensor in tensors)
         dim = 0 if flat else max(range(param.dim()), key=param.shape.__getitem__)
         slices = numel if flat else param.shape[dim]
@@ -290,7 +292,7 @@ class Stepper:
         """A vector that is kept: fresh memory costs more than what is calculated in it."""
         kept = self.scratch.get((name, dtype))
         if kept is None or kept.numel() < numel:
-            kept = self.scratch[name, dtype] = torch.empty(max(numel, _BLOCK), dtype=dtype)
+            kept = self.scratch[name, dtype] = torch.empty(max(numel, _BLOCK), dtype=dtype, device="cpu")
         return kept[:numel]
 
     def _gather(self, name: str, pieces: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:

@@ -1,5 +1,6 @@
 """A parameter in its group, and what must hold of its gradient and its state before anything is modified."""
 
+import numbers
 from typing import Any, NamedTuple
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from .state import State
 
+STATE = ("momentum_buffer", "master_weight")
 HALF = (torch.float16, torch.bfloat16)
 PLAIN = (Tensor, torch.nn.Parameter)
 FLOATS = (torch.float64, torch.float32, *HALF)
@@ -78,27 +80,70 @@ def wants_master(owner: Any, param: Tensor) -> bool:
 
 
 def check_member(member: Member, state: State, device: torch.device) -> None:
-    """Raise unless the parameter is on the device, and its gradient and state, where it has them, can be used with it."""
-    param, grad = member.param, member.param.grad
+    """Raise unless a stepper on this device can take the parameter with its gradient and its state."""
     with torch.no_grad():
-        if local(param).device != device or not is_plain(param):
+        if local(member.param).device != device or not is_plain(member.param):
             raise MovedError
-    if grad is None:
-        return
-    there = {"gradient": grad, **state.peek(param)}
-    for name in ("gradient", "momentum_buffer", "master_weight"):
-        tensor = there.get(name)
-        if tensor is None:
-            continue
+        if member.param.grad is None:
+            return
+        check_shapes(member, state)
+        for name, tensor in _together(member, state):
+            inner = local(tensor)
+            if inner.layout is not torch.strided or inner.dtype not in FLOATS or type(inner) not in PLAIN:
+                raise ElsewhereError(member.param)
+            if name != "gradient" and _overlaps(inner):
+                raise ElsewhereError(member.param)
+
+
+def check_shapes(member: Member, state: State) -> None:
+    """Raise unless gradient and state have the parameter's shape and device."""
+    param = member.param
+    for name, tensor in _together(member, state):
         if tensor.shape != param.shape:
             raise RuntimeError(
                 f"the {name} of {member} has shape {tuple(tensor.shape)}: it must be {tuple(param.shape)}"
             )
         if tensor.device != param.device:
             raise RuntimeError(f"the {name} of {member} is on {tensor.device}: it must be on {param.device}")
-        with torch.no_grad():
-            inner = local(tensor)
-        if inner.layout is not torch.strided or inner.dtype not in FLOATS or type(inner) not in PLAIN:
-            raise ElsewhereError(param)
-        if name != "gradient" and _overlaps(inner):
-            raise ElsewhereError(param)
+
+
+def _together(member: Member, state: State) -> list[tuple[str, Tensor]]:
+    there = {"gradient": member.param.grad, **state.peek(member.param)}
+    names = ("gradient", *STATE)
+    return [(name, there[name]) for name in names if there.get(name) is not None]
+
+
+def state_tensors(member: Member, state: State) -> list[Tensor]:
+    """What a step reads and writes beside parameter and gradient."""
+    return [local(tensor) for name, tensor in _together(member, state) if name != "gradient"]
+
+
+def check_group(group: dict[str, Any]) -> None:
+    """Raise unless every hyperparameter is a number."""
+    for name in ("lr", "weight_decay", "momentum", "dampening"):
+        value = group[name]
+        if isinstance(value, Tensor):
+            if value.numel() != 1:
+                raise RuntimeError(f"{name} is a tensor of {value.numel()} elements: it must have one")
+        elif not isinstance(value, numbers.Real):
+            raise TypeError(f"{name} is {value!r}: it must be a number or a tensor of one element")
+
+
+def overlapping(params: list[Tensor]) -> set[int]:
+    """The ids of dense parameters that share memory with another, or stand there twice: a step must take them in turn."""
+    spans = []
+    for param in params:
+        inner = local(param)
+        if inner.layout is torch.strided and inner.numel():
+            start = inner.data_ptr()
+            reach = sum(stride * (size - 1) for stride, size in zip(inner.stride(), inner.shape, strict=True)) + 1
+            spans.append((str(inner.device), start, start + reach * inner.element_size(), id(param)))
+    found: set[int] = set()
+    farthest = ("", 0, 0, 0)
+    for span in sorted(spans):
+        same_device = span[0] == farthest[0]
+        if same_device and span[1] < farthest[2]:
+            found |= {span[3], farthest[3]}
+        if not same_device or span[2] > farthest[2]:
+            farthest = span
+    return found

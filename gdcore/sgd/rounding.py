@@ -22,13 +22,14 @@ def round_stochastically(x: Tensor, dtype: torch.dtype, generator: torch.Generat
         In `dtype`. Numbers that `dtype` holds, NaN and Inf stay what they are; nothing finite becomes infinite that
         rounding to nearest would not make so.
     """
-    random = torch.randint(1 << 16, x.shape, generator=generator, dtype=torch.int32).to(x.device)
+    random = torch.randint(1 << 16, x.shape, generator=generator, dtype=torch.int32, device="cpu").to(x.device)
     bits = x.contiguous().view(torch.int32)
     largest = torch.finfo(dtype).max
     if dtype is torch.bfloat16:
         cut = ((bits + random) & ~0xFFFF).view(torch.float32)
     else:
         cut = ((bits + (random >> 3)) & ~0x1FFF).view(torch.float32)
-        near_zero = torch.floor(x * 2.0**24 + random * 2.0**-16) * 2.0**-24
+        below = torch.floor(x * 2.0**24)
+        near_zero = (below + ((x * 2.0**24 - below) + random * 2.0**-16 >= 1)) * 2.0**-24
         cut = torch.where(x.abs() < 2.0**-14, near_zero, cut)
     return torch.where(x.abs() <= largest, cut.clamp(-largest, largest), x).to(dtype)

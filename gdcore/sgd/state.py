@@ -1,7 +1,7 @@
 """The optimizer's state, which remembers whether anybody has looked at it."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
@@ -26,8 +26,8 @@ class State(defaultdict):
     also through state_dict, ends that.
     """
 
-    def __init__(self, entries: dict[Tensor, dict[str, Any]]) -> None:
-        super().__init__(dict, entries)
+    def __init__(self, factory: type = dict, entries: Iterable[Any] = ()) -> None:
+        super().__init__(factory, entries)
         self.exposed = bool(entries)
 
     def peek(self, param: Tensor) -> dict[str, Any]:
@@ -42,9 +42,14 @@ class State(defaultdict):
         """All states, for the steps' own use."""
         return list(dict.values(self))
 
+    def copy(self) -> "State":
+        self.exposed = True
+        return State(dict, dict.items(self))
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return State, (dict(self),)
+        return State, (dict, dict(dict.items(self)))
 
     __getitem__, get, pop, popitem, setdefault = map(_exposing, ("__getitem__", "get", "pop", "popitem", "setdefault"))
     __setitem__, __delitem__, update, clear = map(_exposing, ("__setitem__", "__delitem__", "update", "clear"))
-    __iter__, keys, values, items, copy = map(_exposing, ("__iter__", "keys", "values", "items", "copy"))
+    __iter__, keys, values, items, __ior__ = map(_exposing, ("__iter__", "keys", "values", "items", "__ior__"))
+    __copy__ = copy

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
 
-from .members import HALF, Member
+from .members import HALF, Member, check_shapes, wants_master
 from .rounding import round_stochastically
 
 
@@ -20,7 +20,10 @@ class Stepper:
     def check(self) -> None:
         for member in self.members:
             grad = member.param.grad
-            if grad is not None and grad.is_sparse and member.group["weight_decay"] != 0:
+            if grad is None:
+                continue
+            check_shapes(member, self.owner.state)
+            if grad.is_sparse and member.group["weight_decay"] != 0:
                 raise RuntimeError(f"weight_decay is not possible with the sparse gradient of {member}")
 
     def ready(self) -> None:
@@ -30,15 +33,16 @@ class Stepper:
         total = 0.0
         for _, grad in self._present():
             values = grad.coalesce().values() if grad.is_sparse else grad
-            total = total + torch.linalg.vector_norm(values).double().square()
-        total = torch.as_tensor(total, dtype=torch.float64)
-        return total if grad_scale is None else total / grad_scale.to(total.device).double().square()
+            wide = torch.float32 if values.dtype in HALF else None
+            total = total + torch.linalg.vector_norm(values, dtype=wide).double().square().cpu()
+        total = torch.as_tensor(total, dtype=torch.float64, device="cpu")
+        return total if grad_scale is None else total / grad_scale.cpu().double().square()
 
     def run(self, grad_scale: Tensor | None, found_inf: Tensor | None, norm: Tensor | None) -> None:
         with torch.set_grad_enabled(self.owner.defaults["differentiable"]):
             if found_inf is None or found_inf.item() == 0:
-                for member, grad in self._present():
-                    self._step(member, self._scaled(grad, grad_scale, norm))
+                for group in {id(member.group): member.group for member in self.members}.values():
+                    self._step_group(group, [m for m, _ in self._present() if m.group is group], grad_scale, norm)
             if self.owner.zeroes_grads:
                 for _, grad in self._present():
                     grad.zero_()
@@ -56,27 +60,33 @@ class Stepper:
             grad = grad * (self.owner.max_norm / (norm.to(grad.device) + 1e-6)).clamp(max=1.0).to(grad.dtype)
         return grad
 
-    def _step(self, member: Member, grad: Tensor) -> None:
-        owner, group, param = self.owner, member.group, member.param
-        state = owner.state.own(param) if group["momentum"] != 0 or owner.master_weights else {}
-        target = param
-        wide = param.dtype in HALF and (owner.master_weights or owner.stochastic_rounding)
-        if wide:
-            target = param.float()
-            if owner.master_weights:
+    def _step_group(
+        self, group: dict[str, Any], members: list[Member], grad_scale: Tensor | None, norm: Tensor | None
+    ) -> None:
+        """One call of PyTorch's function for all, so that a parameter that stands twice is stepped as there."""
+        owner, momentum = self.owner, group["momentum"] != 0
+        targets, grads, buffers = [], [], []
+        for member in members:
+            param, target = member.param, member.param
+            grad = param.grad.float() if _is_widened(owner, param) else param.grad
+            grad = self._scaled(grad, grad_scale, norm)
+            state = owner.state.own(param) if momentum or wants_master(owner, param) else {}
+            if _is_widened(owner, param):
+                target = param.float()
                 master = state.get("master_weight")
                 if master is not None:  # it follows where something else has written the parameter
                     target = torch.where(master.to(param.dtype) == param, master, target)
-                state["master_weight"] = target
-            grad = grad.float()
-        momentum = group["momentum"] != 0
-        buffers = [state.get("momentum_buffer") if momentum else None]
+            if isinstance(group["weight_decay"], Tensor) and grad is param.grad:
+                grad = grad.clone()  # which PyTorch would add to in place
+            targets.append(target)
+            grads.append(grad)
+            buffers.append(state.get("momentum_buffer") if momentum else None)
         sgd(
-            [target],
-            [grad],
+            targets,
+            grads,
             buffers,
-            has_sparse_grad=grad.is_sparse,
-            foreach=group["foreach"],
+            has_sparse_grad=any(grad.is_sparse for grad in grads),
+            foreach=False if group["nesterov"] else group["foreach"],  # whose Nesterov adds to the gradients in place
             fused=False,
             weight_decay=group["weight_decay"],
             momentum=group["momentum"],
@@ -85,9 +95,17 @@ class Stepper:
             nesterov=group["nesterov"],
             maximize=group["maximize"],
         )
-        if momentum:
-            state["momentum_buffer"] = buffers[0]
-        if wide:
-            param.copy_(
-                round_stochastically(target, param.dtype, owner.generator) if owner.stochastic_rounding else target
-            )
+        for member, target, buffer in zip(members, targets, buffers, strict=True):
+            param = member.param
+            if momentum:
+                keep = _is_widened(owner, param) and not owner.master_weights
+                owner.state.own(param)["momentum_buffer"] = buffer.to(param.dtype) if keep else buffer
+            if wants_master(owner, param):
+                owner.state.own(param)["master_weight"] = target
+            if _is_widened(owner, param):
+                narrow = owner.stochastic_rounding
+                param.copy_(round_stochastically(target, param.dtype, owner.generator) if narrow else target)
+
+
+def _is_widened(owner: Any, param: Tensor) -> bool:
+    return param.dtype in HALF and (owner.master_weights or owner.stochastic_rounding)

@@ -53,6 +53,8 @@ class Stepper:
                 check_member(member, self.owner.state, self.device)
                 if local(member.param).numel() != numel:
                     raise MovedError
+            if self.built and self.watch.moved():
+                self.owner.check_overlap()
 
     def ready(self) -> None:
         if not self.current:
@@ -60,6 +62,8 @@ class Stepper:
                 self._build()
 
     def squared_norm(self, grad_scale: Tensor | None) -> Tensor:
+        if not self.kinds:
+            return torch.zeros((), dtype=torch.float64, device=self.device)
         with self._on_device():
             total = squared_norm(self.chunks, self.rows, self.layouts, self.grads, kinds=self.kinds)
         return (total if grad_scale is None else total / self._number(grad_scale).double().square())[0]
@@ -68,6 +72,8 @@ class Stepper:
         if found_inf is not None or self._capturing():
             self.unsure |= self.fresh
         self.fresh = set()
+        if not self.kinds:  # no parameter has a gradient
+            return
         with self._on_device():
             kernels.sgd_update(
                 self.chunks,
@@ -85,11 +91,18 @@ class Stepper:
                 zero_grad=self.owner.zeroes_grads,
             )
         torch.autograd.graph.increment_version(self.written)
+        if self.owner.zeroes_grads:
+            torch.autograd.graph.increment_version([param.grad for param in self.written])
 
     def not_started(self) -> list[Tensor]:
         if self.unsure:
             counts = self.counters.cpu()
-            self.unsure = {i for i in self.unsure if self.numels[i] and counts[self.first_chunks[i]] == 0}
+            self.unsure = {
+                i
+                for i in self.unsure
+                if self.numels[i] and counts[self.first_chunks[i]] == 0
+                if dict.get(self.owner.state, self.members[i].param, {}).get("momentum_buffer") is self.known[i]
+            }
         return [self.members[i].param for i in self.unsure]
 
     # In every step.
@@ -118,14 +131,15 @@ class Stepper:
         """Whether a hyperparameter may have changed; its row is set."""
         changed = False
         for i, (group, known) in enumerate(zip(self.groups, self.hyperparameters, strict=True)):
-            if self.on_host[i] or not all(map(operator.is_, map(group.__getitem__, _HYPERPARAMETERS), known)):
-                self._set_group(i)
-                changed = True
+            if self.has_tensors[i] or not all(map(operator.is_, map(group.__getitem__, _HYPERPARAMETERS), known)):
+                changed |= self._set_group(i)
         return changed
 
-    def _set_group(self, i: int) -> None:
+    def _set_group(self, i: int) -> bool:
+        """Stage a group's hyperparameters; whether they are others than before."""
         group = self.groups[i]
         row = self.staging_array[self.padded + i * _GROUP_ROW :][:_GROUP_ROW]
+        before = row.copy()
         floats = row.view(np.float64)
         row[:] = 0
         for column, name in ((kernels.LR.value, "lr"), (kernels.DECAY.value, "weight_decay")):
@@ -142,8 +156,8 @@ class Stepper:
         if (values[_MOMENTUM] != 0) != (self.hyperparameters[i][_MOMENTUM] != 0):
             self.built = False  # with momentum or without is another kind
         self.hyperparameters[i] = values
-        # A tensor that is not read on the device may have been written since.
-        self.on_host[i] = any(isinstance(value, Tensor) and not self._is_read_on_device(value) for value in values)
+        self.has_tensors[i] = any(isinstance(value, Tensor) for value in values)  # which may be written, or moved
+        return not np.array_equal(row, before)
 
     def _is_read_on_device(self, value: float | Tensor) -> bool:
         return isinstance(value, Tensor) and value.device == self.device and value.dtype in _READABLE
@@ -174,25 +188,25 @@ class Stepper:
         for i, member in enumerate(self.members):
             if member.param.grad is not None:
                 self._make_state(i, member)
-        self.watch = Watch(self.owner, self.members, [wants_master(self.owner, m.param) for m in self.members])
+        self.watch = Watch(self.owner, self.members)
         rows, layouts = self._describe()
         chunks = np.repeat(np.arange(len(self.members), dtype=np.int32), np.diff(self.first_chunks))
         self.padded = len(self.members) + len(self.members) % 2  # keeps the groups at a multiple of 16 bytes
-        self.staging = torch.zeros(self.padded + len(self.groups) * _GROUP_ROW, dtype=torch.int64)
+        self.staging = torch.zeros(self.padded + len(self.groups) * _GROUP_ROW, dtype=torch.int64, device="cpu")
         self.staging_array = self.staging.numpy()
         self.hyperparameters = [[group[name] for name in _HYPERPARAMETERS] for group in self.groups]
-        self.on_host = [False] * len(self.groups)
+        self.has_tensors = [False] * len(self.groups)
         for i in range(len(self.groups)):
             self._set_group(i)
         self.addresses, self.missing = None, 0
         self._set_addresses()
         upload = self._upload_for_graph if self.in_graph else self._upload
         self.chunks, self.rows = upload(torch.from_numpy(chunks)), upload(torch.from_numpy(rows))
-        self.layouts, self.dynamic = upload(torch.tensor(layouts or [0])), upload(self.staging)
-        self.zero, self.one = upload(torch.zeros(1)), upload(torch.ones(1))
+        self.layouts, self.dynamic = upload(torch.tensor(layouts or [0], device="cpu")), upload(self.staging)
+        self.zero, self.one = upload(torch.zeros(1, device="cpu")), upload(torch.ones(1, device="cpu"))
         self.grads, self.group_rows = self.own_views = self._views(self.dynamic)
         if self.is_cuda and not self.in_graph:
-            self.spare = torch.empty_like(self.staging, pin_memory=True)
+            self.spare = self.staging.pin_memory()
         self.built = True
 
     def _describe(self) -> tuple[np.ndarray, list[int]]:
@@ -244,6 +258,7 @@ class Stepper:
                 self._counters_of(i).zero_()
             self.fresh.add(i)
         elif self.known.get(i) is not state["momentum_buffer"]:
+            self.unsure.discard(i)
             self._counters_of(i).fill_(1)  # it was loaded, or set by hand: its first step is over
         self.known[i] = state["momentum_buffer"]
 

@@ -1,86 +1,76 @@
 """What a stepper asks in every step, to know whether what it has built still holds.
 
-Each question is one call for each tensor, and none builds anything: the host's time for a step is these calls. A
-parameter's memory may have been replaced (`p.data = ...`), so its address is asked for too; a momentum buffer's only once
-somebody has had a chance to (state.py). Not asked for: a new order or type of a parameter's elements at the same address,
-without a gradient that shows it.
+The host's time for a step is these questions, so each is one call for each tensor, or one for all, and none builds anything.
+Gradients: dtype, shape, strides, device, address. Parameters: the address, since memory may have been replaced
+(`p.data = ...`), and the strides of those that a transposition would leave in shape. State: once somebody has had a chance
+to replace it (state.py), its addresses.
 """
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .members import Member, local
+from .members import Member, local, state_tensors
 
 _address = Tensor.data_ptr
-_is_contiguous = Tensor.is_contiguous
 
 
 class Watch:
     """The gradients of some parameters as they are now, and whether anything else has changed."""
 
-    def __init__(self, owner: Any, members: list[Member], needs_master: list[bool]) -> None:
-        self.owner = owner
+    def __init__(self, owner: Any, members: list[Member]) -> None:
+        self.owner, self.members = owner, members
         self.params = [member.param for member in members]
         self.inner = [local(param) for param in self.params]
         self.wrapped = any(inner is not param for inner, param in zip(self.inner, self.params, strict=True))
         self.grads: list[Tensor | None] = [None if p.grad is None else local(p.grad) for p in self.params]
-        self.addresses = [0 if grad is None else grad.data_ptr() for grad in self.grads]
         self.missing = sum(grad is None for grad in self.grads)
-        self._contiguous = [grad is None or grad.is_contiguous() for grad in self.grads]
-        self._strides = [
-            (i, grad.stride()) for i, grad in enumerate(self.grads) if grad is not None and not grad.is_contiguous()
-        ]
+        self.addresses = [0 if grad is None else grad.data_ptr() for grad in self.grads]
+        self._facts = [None if grad is None else _facts(grad) for grad in self.grads]
+        self._as_before = _guard(self.grads) if not self.missing else None
         self._param_addresses = list(map(_address, self.inner))
+        self._squares = [
+            (p, p.stride()) for p in self.inner if len({size for size in p.shape if size > 1}) < p.dim() > 1
+        ]
         self._entries = owner.state.entries()
-        states = [owner.state.peek(param) if param.grad is not None else {} for param in self.params]
-        self._with_momentum = [
-            state
-            for state, member in zip(states, members, strict=True)
-            if member.group["momentum"] != 0 and state.get("momentum_buffer") is not None
-        ]
-        self._with_master = [
-            state
-            for state, needed in zip(states, needs_master, strict=True)
-            if needed and state.get("master_weight") is not None
-        ]
         self._state_addresses = list(map(_address, self._state_tensors()))
 
     def holds(self) -> bool:
         """Look at everything again; False where more has changed than the gradients' addresses and presence.
 
-        A gradient that is there for the first time is for the stepper to notice, from `addresses`.
+        A gradient that is there for the first time is for the stepper to notice, from `addresses` and `missing`.
         """
         grads = [param.grad for param in self.params]
         if self.wrapped:
             with torch.no_grad():
                 grads = [None if grad is None else local(grad) for grad in grads]
-        self.missing = 0
-        try:
-            self.addresses = list(map(_address, grads))
-            contiguous = list(map(_is_contiguous, grads))
-        except TypeError:  # None has neither
-            if any(grad is not None and grad.layout is not torch.strided for grad in grads):
+                inner = [local(param) for param in self.params]
+            if not all(map(operator.is_, inner, self.inner)):
                 return False
-            self.missing = sum(grad is None for grad in grads)
-            self.addresses = [0 if grad is None else grad.data_ptr() for grad in grads]
-            pairs = zip(grads, self._contiguous, strict=True)
-            contiguous = [known if grad is None else grad.is_contiguous() for grad, known in pairs]
-        except RuntimeError:  # nor has a sparse tensor
-            return False
         self.grads = grads
+        if self._as_before is not None and self._as_before(*grads):
+            self.missing, self.addresses = 0, list(map(_address, grads))
+        else:  # slower, but some may be missing
+            for grad, facts in zip(grads, self._facts, strict=True):
+                if grad is not None and facts is not None and _facts(grad) != facts:
+                    return False
+            self.missing = sum(grad is None for grad in grads)
+            self.addresses = [
+                0 if grad is None or grad.layout is not torch.strided else grad.data_ptr() for grad in grads
+            ]
         return (
-            contiguous == self._contiguous
-            and list(map(_address, self.inner)) == self._param_addresses
-            and (not self._strides or self._strides_hold())
+            list(map(_address, self.inner)) == self._param_addresses
+            and (not self._squares or all(inner.stride() == stride for inner, stride in self._squares))
             and self._state_holds()
         )
 
-    def _strides_hold(self) -> bool:
-        grads = self.grads
-        return all(grads[i] is None or grads[i].stride() == stride for i, stride in self._strides)
+    def moved(self) -> bool:
+        """Whether a parameter lies elsewhere than when this was made."""
+        with torch.no_grad():
+            return [local(param).data_ptr() for param in self.params] != self._param_addresses
 
     def _state_holds(self) -> bool:
         state = self.owner.state
@@ -89,16 +79,27 @@ class Watch:
         entries = state.entries()
         if len(entries) != len(self._entries) or not all(map(operator.is_, entries, self._entries)):
             return False
-        try:
-            return list(map(_address, self._state_tensors())) == self._state_addresses
-        except (KeyError, TypeError, AttributeError):  # something has gone
-            return False
+        return list(map(_address, self._state_tensors())) == self._state_addresses
 
     def _state_tensors(self) -> list[Tensor]:
-        tensors = [entry["momentum_buffer"] for entry in self._with_momentum]
-        if self._with_master:
-            tensors += [entry["master_weight"] for entry in self._with_master]
-        if self.wrapped:
-            with torch.no_grad():
-                tensors = [local(tensor) for tensor in tensors]
-        return tensors
+        present = [m for m, grad in zip(self.members, self.grads, strict=True) if grad is not None]
+        with torch.no_grad():
+            return [tensor for member in present for tensor in state_tensors(member, self.owner.state)]
+
+
+def _facts(tensor: Tensor) -> tuple[Any, ...]:
+    if tensor.layout is not torch.strided:
+        return (tensor.layout,)
+    return tensor.dtype, tensor.device, tensor.shape, tensor.stride()
+
+
+def _guard(tensors: list[Tensor]) -> Callable[..., bool] | None:
+    """A check that tensors are like these in type, dtype, device, shape and strides: PyTorch's own, in one call for all."""
+    try:
+        from torch._C._dynamo.guards import TensorGuards
+
+        sizes, strides = [list(t.shape) for t in tensors], [list(t.stride()) for t in tensors]
+        guards = TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
+        return guards.check if tensors and guards.check(*tensors) else None
+    except (ImportError, TypeError, RuntimeError):  # another version of PyTorch: the slower questions say the same
+        return None
