@@ -33,7 +33,7 @@ def document() -> dict:
     }
     run = {"final_loss": 0.5, "score": 0.9, "seconds": 0.1, "loss_difference": 1e-7}
     return {
-        "schema": "gdcore-bench/1",
+        "schema": "gdcore-bench/2",
         "created": "2026-01-02T03:04:05+00:00",
         "finished": "2026-01-02T03:05:00+00:00",
         "profile": "quick",
@@ -47,6 +47,8 @@ def document() -> dict:
             {"n": 10, "k": 2, "m": 1, "output_bytes": 40, "eager": {"peak_bytes": 4096}, "gdcore": {"peak_bytes": 1024}}
         ],
         "predicted": [],
+        "sgd": {},
+        "sgd_host": {},
         "training": {
             "digits": {
                 "dataset": "digits",

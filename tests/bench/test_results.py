@@ -51,7 +51,7 @@ def test_figures_of_two_machines_never_share_a_file(tmp_path):
     [
         ("{", "not JSON"),
         ("[]", "schema None"),
-        (json.dumps({"schema": "gdcore-bench/0"}), "must be 'gdcore-bench/1'"),
+        (json.dumps({"schema": "gdcore-bench/0"}), "must be 'gdcore-bench/2'"),
         (json.dumps({"schema": SCHEMA, "cases": []}), "not a complete result file"),
     ],
     ids=["broken", "no object", "another schema", "parts missing"],
