@@ -24,7 +24,11 @@ assert resources.files("gdcore").joinpath("py.typed").is_file()
 import torch
 loss = gdcore.linear_mse(torch.randn(2_000_000, 3), torch.randn(2, 3).requires_grad_(), torch.randn(2_000_000, 2))
 loss.backward()
-import gdcore.kernels.one_pass_rows
+import gdcore.kernels.one_pass_rows, gdcore.kernels.sgd
+p = torch.ones(3, requires_grad=True)
+p.grad = torch.ones(3)
+gdcore.SGD([p], lr=0.1, momentum=0.9).step()
+assert resources.files("gdcore.bench").joinpath("data", "resnet50.json").is_file()
 print(gdcore.__file__)
 """
 

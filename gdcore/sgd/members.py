@@ -122,6 +122,8 @@ def check_group(group: dict[str, Any]) -> None:
     """Raise unless every hyperparameter is a number."""
     for name in ("lr", "weight_decay", "momentum", "dampening"):
         value = group[name]
+        if type(value) in (float, int):
+            continue
         if isinstance(value, Tensor):
             if value.numel() != 1:
                 raise RuntimeError(f"{name} is a tensor of {value.numel()} elements: it must have one")

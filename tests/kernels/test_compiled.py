@@ -80,6 +80,24 @@ def test_one_pass_keeps_enough_loads_in_flight(compiled, name):
     assert figures_of(compiled, arch, variant)["programs_per_sm"] * rows * (k + m) * dtype.itemsize >= 32_000
 
 
+SGD = {
+    name: pair
+    for name, pair in SHIPPED.items()
+    if name.startswith("sgd ") and "unaligned" not in name and "strided" not in name and pair[0] >= 90
+}
+
+
+@pytest.mark.parametrize("name", SGD)
+def test_sgd_keeps_enough_loads_in_flight(compiled, name):
+    """Each program asks for a whole chunk of every operand before it uses any."""
+    arch, variant = SGD[name]
+    kinds = [kind.split() for kind in variant.constants["KINDS"].split(";")]
+    size = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "none": 0}
+    least = min(sum(size[dtype] for dtype in kind[:3]) + 4 * int(kind[3]) for kind in kinds)
+    in_flight = figures_of(compiled, arch, variant)["programs_per_sm"] * variant.constants["BLOCK"] * least
+    assert in_flight >= 40_000, in_flight
+
+
 def test_stored_figures_are_those_of_their_compiler(compiled):
     stored = json.loads(RESOURCES.read_text())
     assert stored["variants"].keys() == compiled.keys()
