@@ -12,7 +12,7 @@ import torch.optim.optimizer as hooks
 from torch import Tensor
 
 from . import backends
-from .sgd.members import HALF, ElsewhereError, Member, MovedError, check_group, is_plain, local, overlapping
+from .sgd.members import HALF, ElsewhereError, Member, MovedError, is_plain, local, overlapping
 from .sgd.norm import sharded_squared_norm
 from .sgd.state import State
 
@@ -182,15 +182,14 @@ class SGD(torch.optim.SGD):
 
     def _checked_steppers(self) -> list[Any]:
         """The steppers of all parameters, each ready to raise no more."""
-        for group in self.param_groups:
-            check_group(group)
         while True:
             if not self._is_arranged():
                 self._arrange()
             try:
-                for stepper in self._steppers.values():
+                steppers = self._steppers.values()
+                for stepper in steppers:
                     stepper.check()
-                return list(self._steppers.values())
+                return steppers
             except MovedError:
                 self._arranged = []
             except ElsewhereError as error:

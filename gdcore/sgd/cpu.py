@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .members import HALF, Member, check_member, flat_order, local, state_tensors, wants_master
+from .members import HALF, Member, check_group, check_member, flat_order, local, state_tensors, wants_master
 from .rounding import round_stochastically
 from .watch import Watch
 
@@ -64,6 +64,8 @@ class Stepper:
         self.scratch: dict[Any, Tensor] = {}
 
     def check(self) -> None:
+        for group in self.groups:
+            check_group(group)
         self.current = self.watch is not None and self.watch.holds() and self._switches() == self.switches
         if not self.current:
             for member in self.members:

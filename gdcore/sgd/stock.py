@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
 
-from .members import HALF, Member, check_shapes, wants_master
+from .members import HALF, Member, check_group, check_shapes, wants_master
 from .rounding import round_stochastically
 
 
@@ -19,6 +19,7 @@ class Stepper:
 
     def check(self) -> None:
         for member in self.members:
+            check_group(member.group)
             grad = member.param.grad
             if grad is None:
                 continue

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..kernels import sgd as kernels
 from ..kernels.configs import SGD_BLOCK
 from ..kernels.sgd_norm import squared_norm
-from .members import HALF, Member, MovedError, check_member, flat_order, local, wants_master
+from .members import HALF, Member, MovedError, check_group, check_member, flat_order, local, wants_master
 from .watch import Watch
 
 _HYPERPARAMETERS = ("lr", "weight_decay", "momentum", "dampening", "nesterov", "maximize")
@@ -49,6 +49,8 @@ class Stepper:
     def check(self) -> None:
         self.current = self.built and self._refresh()
         if not self.current:
+            for group in self.groups:
+                check_group(group)
             for member, numel in zip(self.members, self.numels, strict=True):
                 check_member(member, self.owner.state, self.device)
                 if local(member.param).numel() != numel:
@@ -138,6 +140,7 @@ class Stepper:
     def _set_group(self, i: int) -> bool:
         """Stage a group's hyperparameters; whether they are others than before."""
         group = self.groups[i]
+        check_group(group)
         row = self.staging_array[self.padded + i * _GROUP_ROW :][:_GROUP_ROW]
         before = row.copy()
         floats = row.view(np.float64)

@@ -32,9 +32,7 @@ class Watch:
         self._facts = [None if grad is None else _facts(grad) for grad in self.grads]
         self._as_before = _guard(self.grads) if not self.missing else None
         self._param_addresses = list(map(_address, self.inner))
-        self._squares = [
-            (p, p.stride()) for p in self.inner if len({size for size in p.shape if size > 1}) < p.dim() > 1
-        ]
+        self._squares = [(param, param.stride()) for param in self.inner if _has_equal_sizes(param)]
         self._entries = owner.state.entries()
         self._state_addresses = list(map(_address, self._state_tensors()))
 
@@ -85,6 +83,12 @@ class Watch:
         present = [m for m, grad in zip(self.members, self.grads, strict=True) if grad is not None]
         with torch.no_grad():
             return [tensor for member in present for tensor in state_tensors(member, self.owner.state)]
+
+
+def _has_equal_sizes(tensor: Tensor) -> bool:
+    """Whether two dimensions can change places and leave the shape as it is."""
+    sizes = [size for size in tensor.shape if size > 1]
+    return len(set(sizes)) < len(sizes)
 
 
 def _facts(tensor: Tensor) -> tuple[Any, ...]:
