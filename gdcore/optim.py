@@ -46,7 +46,8 @@ class SGD(torch.optim.SGD):
         Round float16 and bfloat16 parameters up or down at random, so that the mean of many roundings is exact: updates
         too small for the dtype then are not lost. Costs no memory.
     seed : int
-        Of the rounding. A run repeats bit for bit; replicas with the same seed stay equal.
+        Of the rounding. A run repeats bit for bit from its start, or from where its state was loaded; replicas with the same
+        seed stay equal.
     zero_grad : bool
         Set the gradients to zero in the step, which then is the only thing that modifies them.
 
@@ -61,9 +62,11 @@ class SGD(torch.optim.SGD):
     -----
     Mutates parameters and momentum, and gradients only with ``zero_grad``. ``grad_scale`` and ``found_inf``, which
     `torch.amp.GradScaler` sets, are honoured: gradients are divided by the first, and the step is not taken where the second
-    is not zero. Bytes moved for each float32 parameter: 12, with momentum 20, 4 more with ``max_norm`` and 4 more with
-    ``zero_grad``. Steps repeat bit for bit. A step can be captured in a CUDA graph after one step outside; keep the
-    optimizer as long as the graph. State is interchangeable with torch.optim.SGD in both directions and keeps its dtype.
+    is not zero. With parameters that are sharded outside FSDP2 call `scaler.unscale_(optimizer)` first, which reduces
+    ``found_inf`` over the processes. Bytes moved for each float32 parameter: 12, with momentum 20, 4 more with ``max_norm`` and
+    4 more with ``zero_grad``. Steps repeat bit for bit. A step can be captured in a CUDA graph after one step outside; keep the
+    optimizer as long as the graph. Under `torch.compile` a step breaks the graph and runs as it is. State is interchangeable
+    with torch.optim.SGD in both directions and keeps its dtype.
 
     Formula: Sutskever et al., On the importance of initialization and momentum in deep learning (2013), as modified by
     PyTorch.
@@ -137,6 +140,7 @@ class SGD(torch.optim.SGD):
         self.grad_norm: Tensor | None = None
         self.generator = torch.Generator().manual_seed(self.seed)
         self._steppers: dict[tuple[str, torch.device], Any] = {}
+        self._kept: list[Any] = []
         self._params: list[Tensor] = []
         self._lengths: list[int] = []
         self._arranged: list[dict[str, Any]] = []  # the groups that the steppers were made for
@@ -210,7 +214,7 @@ class SGD(torch.optim.SGD):
 
     def _arrange(self) -> None:
         """Give each parameter to the stepper that takes it."""
-        self._arranged, self._params, self._backend = list(self.param_groups), [], backends.chosen()
+        params: list[Tensor] = []
         if type(self.state) is not State:
             self.state = State(dict, self.state)
         members: dict[tuple[str, torch.device], list[Member]] = {}
@@ -218,8 +222,8 @@ class SGD(torch.optim.SGD):
         kept_out = self._overlapping | self._elsewhere
         for group in self.param_groups:
             for param in group["params"]:
-                member = Member(param, group, len(self._params))
-                self._params.append(param)
+                member = Member(param, group, len(params))
+                params.append(param)
                 inner = local(param)
                 name = "stock"
                 if is_plain(param) and id(param) not in kept_out:
@@ -227,6 +231,8 @@ class SGD(torch.optim.SGD):
                 if name not in ("triton", "cpu") or self.defaults["differentiable"]:
                     name = "stock"
                 members.setdefault((name, inner.device), []).append(member)
+        self._arranged, self._params, self._backend = list(self.param_groups), params, backends.chosen()
+        self._is_sharded = any(hasattr(param, "to_local") for param in params)
         self._lengths = [len(group["params"]) for group in self.param_groups]
         before = self._steppers
         self._steppers = {
@@ -237,6 +243,10 @@ class SGD(torch.optim.SGD):
             if id(param) not in stays:  # another stepper would take its empty momentum for one
                 self.state.own(param).pop("momentum_buffer", None)
 
+    def keep(self, what: Any) -> None:
+        """Memory that a captured graph reads lives as long as the optimizer."""
+        self._kept.append(what)
+
     def check_overlap(self) -> None:
         """For a stepper whose parameters have moved in memory."""
         if overlapping(self._params) != self._overlapping:
@@ -245,7 +255,7 @@ class SGD(torch.optim.SGD):
     @torch.no_grad()
     def _norm(self, steppers: list[Any], grad_scale: Tensor | None) -> Tensor:
         """The 2-norm of all gradients, unscaled: float64, on the first stepper's device."""
-        if any(hasattr(param, "to_local") for param in self._params):
+        if self._is_sharded:
             total = sharded_squared_norm([param.grad for param in self._params if param.grad is not None])
             if grad_scale is not None:
                 total = total / grad_scale.to(total.device).double().square()
@@ -308,11 +318,20 @@ class SGD(torch.optim.SGD):
             self._forget()
 
     def __repr__(self) -> str:
-        options = "".join(f"{name}: {getattr(self, name)}\n" for name in _OPTIONS if getattr(self, name))
+        options = "".join(
+            f"{shown}: {getattr(self, name)}\n" for name, shown in _OPTIONS.items() if getattr(self, name)
+        )
         return super().__repr__().removesuffix(")") + options + ")"
 
 
-_OPTIONS = ("max_norm", "master_weights", "stochastic_rounding", "seed", "zeroes_grads")
+# Attribute -> what the constructor calls it.
+_OPTIONS = {
+    "max_norm": "max_norm",
+    "master_weights": "master_weights",
+    "stochastic_rounding": "stochastic_rounding",
+    "seed": "seed",
+    "zeroes_grads": "zero_grad",
+}
 
 
 def _stepper_class(name: str) -> type:

@@ -11,6 +11,22 @@ from support import DEVICE, EPSILON
 WIDE = {torch.complex64: torch.complex128}
 
 
+def thinned(backends, cases, few):
+    """(backend, *case) for parametrize: every case on every backend, but interpreted kernels, which take their time, a few.
+
+    Parameters
+    ----------
+    backends : list of str
+        Values of an indirect fixture.
+    cases : iterable of tuple
+        The values of the other parameters.
+    few : callable
+        Of a case's values: whether the interpreter runs it.
+    """
+    cases = list(cases)
+    return [(b, *case) for b in backends for case in cases if b != "triton" or DEVICE != "cpu" or few(*case)]
+
+
 def loop(params, **options):
     """The reference: stock, one tensor after the other. Its fused version is what has the bugs."""
     return torch.optim.SGD(params, **{**options, "foreach": False, "fused": None})

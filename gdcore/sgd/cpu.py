@@ -19,7 +19,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .members import HALF, Member, check_group, check_member, flat_order, local, state_tensors, wants_master
+from .members import (
+    HALF,
+    Member,
+    check_clearable,
+    check_group,
+    check_member,
+    flat_order,
+    local,
+    state_tensors,
+    wants_master,
+)
 from .rounding import round_stochastically
 from .watch import Watch
 
@@ -33,6 +43,7 @@ class Batch(NamedTuple):
     group: int
     way: str
     compute: torch.dtype
+    scaled: bool  # the gradients are to be multiplied
     first: bool  # the momentum is empty
     has_master: bool
     param: torch.dtype
@@ -70,12 +81,14 @@ class Stepper:
         if not self.current:
             for member in self.members:
                 check_member(member, self.owner.state, self.device)
+                if self.owner.zeroes_grads:
+                    check_clearable(member)
             if self.watch is not None and self.watch.moved():
                 self.owner.check_overlap()
 
     def ready(self) -> None:
         if not self.current:
-            self.watch = Watch(self.owner, self.members)
+            self.watch = Watch(self.owner, self.members, self.watch)
             self.switches = self._switches()
             self.batches: dict[bool, dict[Batch, list[int]]] = {}
             self.cuts: dict[Batch, list[Cut]] = {}
@@ -91,20 +104,21 @@ class Stepper:
 
     @torch.no_grad()
     def run(self, grad_scale: Tensor | None, found_inf: Tensor | None, norm: Tensor | None) -> None:
+        made = False
         if found_inf is None or found_inf.item() == 0:
             factor = 1.0 if grad_scale is None else 1.0 / grad_scale.item()
             if norm is not None:
                 factor *= (self.owner.max_norm / (norm.cpu() + 1e-6)).clamp(max=1.0).item()
-            made = False
             for batch, places in self._batches(factor != 1.0).items():
                 if batch.first or batch.has_master:
                     made |= self._make_state(batch, places)
                 getattr(self, "_step_" + batch.way)(batch, places, factor)
-            if made:
-                self.watch = None
             torch.autograd.graph.increment_version([m.param for m in self.members if m.param.grad is not None])
         if self.owner.zeroes_grads:
             torch._foreach_zero_([member.param.grad for member in self.members if member.param.grad is not None])
+        self.watch.release()
+        if made:
+            self.watch = None  # it has not seen the new state
 
     def not_started(self) -> list[Tensor]:
         return []
@@ -136,7 +150,7 @@ class Stepper:
         rounds_once = not has_master and not (self.owner.stochastic_rounding and param.dtype in HALF)
         tensors = [param, grad, *([local(momentum)] if has_momentum and not first else [])]
         alike = all(tensor.dtype is param.dtype for tensor in tensors)
-        order = flat_order(param)
+        order = flat_order(param.shape, param.stride())
         if not (has_momentum or has_decay or scaled) and alike and rounds_once:
             way = "added"
         elif (
@@ -144,14 +158,14 @@ class Stepper:
             and alike
             and not scaled
             and order is not None
-            and all(flat_order(tensor) == order for tensor in tensors)
+            and all(flat_order(tensor.shape, tensor.stride()) == order for tensor in tensors)
         ):
             way = "fused"
         elif param.dtype in HALF and alike and rounds_once and not scaled:
             way = "rounded"
         else:
             way = "widened"
-        return Batch(group, way, compute, first, has_master, param.dtype)
+        return Batch(group, way, compute, scaled, first, has_master, param.dtype)
 
     def _make_state(self, batch: Batch, places: list[int]) -> bool:
         """Make what the first step of these parameters needs; False where nothing was missing."""

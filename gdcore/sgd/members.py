@@ -1,6 +1,5 @@
 """A parameter in its group, and what must hold of its gradient and its state before anything is modified."""
 
-import numbers
 from typing import Any, NamedTuple
 
 import torch
@@ -40,9 +39,12 @@ class MovedError(Exception):
     """A parameter is not what its stepper was made for: on another device, of another size."""
 
 
-def local(tensor: Tensor) -> Tensor:
-    """This process's part of a DTensor, which shares its memory; any other tensor as it is."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+def local(tensor: Tensor | None) -> Tensor | None:
+    """This process's part of a DTensor, which shares its memory; anything else as it is."""
+    if not hasattr(tensor, "to_local"):
+        return tensor
+    inner = tensor._local_tensor  # the same object each time, where to_local makes a view of a Parameter's
+    return inner if type(inner) in PLAIN else tensor.to_local()
 
 
 def is_plain(param: Tensor) -> bool:
@@ -62,10 +64,10 @@ def _overlaps(tensor: Tensor) -> bool:
     return False
 
 
-def flat_order(tensor: Tensor) -> tuple[int, ...] | None:
+def flat_order(shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, ...] | None:
     """Two tensors of one shape with equal results hold their elements in the same order without gaps; None for gaps."""
-    strides = tuple(stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1)
-    sizes = [size for size in tensor.shape if size > 1]
+    strides = tuple(step for step, size in zip(stride, shape, strict=True) if size > 1)
+    sizes = [size for size in shape if size > 1]
     expected = 1
     for stride, size in sorted(zip(strides, sizes, strict=True)):
         if stride != expected:
@@ -107,6 +109,16 @@ def check_shapes(member: Member, state: State) -> None:
             raise RuntimeError(f"the {name} of {member} is on {tensor.device}: it must be on {param.device}")
 
 
+def check_clearable(member: Member) -> None:
+    """Raise unless the gradient can be set to zero in place."""
+    grad = local(member.param.grad)
+    if grad is not None and grad.layout is torch.strided and _overlaps(grad):
+        raise RuntimeError(
+            f"zero_grad=True cannot clear the gradient of {member}: its strides {grad.stride()} put several elements in "
+            "one place"
+        )
+
+
 def _together(member: Member, state: State) -> list[tuple[str, Tensor]]:
     there = {"gradient": member.param.grad, **state.peek(member.param)}
     names = ("gradient", *STATE)
@@ -127,7 +139,7 @@ def check_group(group: dict[str, Any]) -> None:
         if isinstance(value, Tensor):
             if value.numel() != 1:
                 raise RuntimeError(f"{name} is a tensor of {value.numel()} elements: it must have one")
-        elif not isinstance(value, numbers.Real):
+        elif not hasattr(value, "__float__"):
             raise TypeError(f"{name} is {value!r}: it must be a number or a tensor of one element")
 
 

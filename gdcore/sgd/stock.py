@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
 
-from .members import HALF, Member, check_group, check_shapes, wants_master
+from .members import HALF, Member, check_clearable, check_group, check_shapes, wants_master
 from .rounding import round_stochastically
 
 
@@ -24,6 +24,8 @@ class Stepper:
             if grad is None:
                 continue
             check_shapes(member, self.owner.state)
+            if self.owner.zeroes_grads:
+                check_clearable(member)
             if grad.is_sparse and member.group["weight_decay"] != 0:
                 raise RuntimeError(f"weight_decay is not possible with the sparse gradient of {member}")
 

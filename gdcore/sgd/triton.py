@@ -7,6 +7,7 @@ and hyperparameters, is uploaded in one copy. What else changes is noticed (watc
 import contextlib
 import itertools
 import operator
+import weakref
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,18 @@ from torch import Tensor
 from ..kernels import sgd as kernels
 from ..kernels.configs import SGD_BLOCK
 from ..kernels.sgd_norm import squared_norm
-from .members import HALF, Member, MovedError, check_group, check_member, flat_order, local, wants_master
+from .members import (
+    HALF,
+    Member,
+    MovedError,
+    check_clearable,
+    check_group,
+    check_member,
+    flat_order,
+    local,
+    overlapping,
+    wants_master,
+)
 from .watch import Watch
 
 _HYPERPARAMETERS = ("lr", "weight_decay", "momentum", "dampening", "nesterov", "maximize")
@@ -35,28 +47,37 @@ class Stepper:
         self.numels = [local(member.param).numel() for member in members]
         self.first_chunks = [0, *itertools.accumulate(-(-numel // SGD_BLOCK) for numel in self.numels)]
         self.is_cuda = device.type == "cuda"  # otherwise the kernel is interpreted
-        self.built = self.current = False
-        self.in_graph = False  # the tables were made while a graph was captured
-        self.known: dict[int, Tensor] = {}  # position -> the momentum buffer that its counters count for
+        self.built = self.current = self.in_graph = False  # in_graph: the tables were made while a graph was captured
+        self.watch: Watch | None = None
+        self.spare: Tensor | None = None  # pinned memory for a graph's copy of what is staged
+        self.known: dict[int, weakref.ref] = {}  # position -> the momentum buffer that its counters count for
         self.fresh: set[int] = set()  # positions whose momentum was made for the step to come
         self.unsure: set[int] = set()  # positions whose first step may have been refused on the device
         self.used: set[int] = set()  # positions whose counters may not be zero
         self.counters: Tensor | None = None  # steps that each chunk has taken
-        self.kept: list[Any] = []  # what captured graphs read when they are replayed
+        self.inherited = inherited
         if not self._capturing():
-            self._make_counters(inherited)
+            self._make_counters()
 
     def check(self) -> None:
+        self.capturing = self._capturing()
         self.current = self.built and self._refresh()
-        if not self.current:
-            for group in self.groups:
-                check_group(group)
-            for member, numel in zip(self.members, self.numels, strict=True):
-                check_member(member, self.owner.state, self.device)
-                if local(member.param).numel() != numel:
-                    raise MovedError
-            if self.built and self.watch.moved():
-                self.owner.check_overlap()
+        if self.current:
+            return
+        moved = self.built and self.watch.moved()
+        self.built = False  # what is staged is not on the device
+        for group in self.groups:
+            check_group(group)
+        for member, numel in zip(self.members, self.numels, strict=True):
+            check_member(member, self.owner.state, self.device)
+            if self.owner.zeroes_grads:
+                check_clearable(member)
+            if local(member.param).numel() != numel:
+                raise MovedError
+        if moved:
+            self.owner.check_overlap()
+        if self.capturing:
+            self._refuse_new_state()
 
     def ready(self) -> None:
         if not self.current:
@@ -71,41 +92,52 @@ class Stepper:
         return (total if grad_scale is None else total / self._number(grad_scale).double().square())[0]
 
     def run(self, grad_scale: Tensor | None, found_inf: Tensor | None, norm: Tensor | None) -> None:
-        if found_inf is not None or self._capturing():
+        if self.kinds:  # otherwise no parameter has a gradient
+            self._launch(grad_scale, found_inf, norm)
+        if found_inf is not None or self.capturing:
             self.unsure |= self.fresh
         self.fresh = set()
-        if not self.kinds:  # no parameter has a gradient
-            return
+        self.watch.release()
+
+    def _launch(self, grad_scale: Tensor | None, found_inf: Tensor | None, norm: Tensor | None) -> None:
+        tables = (self.chunks, self.rows, self.layouts, self.grads, self.group_rows, self.counters)
+        numbers = (
+            self.one if grad_scale is None else self._number(grad_scale),
+            self.zero if found_inf is None else self._number(found_inf),
+            self.zero if norm is None else self._number(norm),
+        )
         with self._on_device():
             kernels.sgd_update(
-                self.chunks,
-                self.rows,
-                self.layouts,
-                self.grads,
-                self.group_rows,
-                self.counters,
-                self.one if grad_scale is None else self._number(grad_scale),
-                self.zero if found_inf is None else self._number(found_inf),
-                self.zero if norm is None else self._number(norm),
+                *tables,
+                *numbers,
                 max_norm=float("inf") if norm is None else self.owner.max_norm,
                 seed=self.owner.seed,
                 kinds=self.kinds,
-                zero_grad=self.owner.zeroes_grads,
+                zero_grad=self.owner.zeroes_grads and not self.shared_grads,
             )
         torch.autograd.graph.increment_version(self.written)
+        if self.capturing:
+            self.owner.keep((tables, numbers))
         if self.owner.zeroes_grads:
-            torch.autograd.graph.increment_version([param.grad for param in self.written])
+            grads = [param.grad for param in self.written]
+            if self.shared_grads:
+                with torch.no_grad():
+                    torch._foreach_zero_(grads)
+            else:
+                torch.autograd.graph.increment_version(grads)
 
     def not_started(self) -> list[Tensor]:
-        if self.unsure:
-            counts = self.counters.cpu()
-            self.unsure = {
+        unsure = self.unsure | self.fresh
+        if unsure:
+            state, counts = self.owner.state, self.counters.cpu()
+            unsure = {
                 i
-                for i in self.unsure
+                for i in unsure
                 if self.numels[i] and counts[self.first_chunks[i]] == 0
-                if dict.get(self.owner.state, self.members[i].param, {}).get("momentum_buffer") is self.known[i]
+                if dict.get(state, self.members[i].param, {}).get("momentum_buffer") is self.known[i]()
             }
-        return [self.members[i].param for i in self.unsure]
+            self.unsure &= unsure
+        return [self.members[i].param for i in unsure]
 
     # In every step.
 
@@ -114,28 +146,36 @@ class Stepper:
         if self.in_graph or not self.watch.holds():
             return False
         changed = self._refresh_groups()
-        if self.watch.addresses != self.addresses or self.watch.missing != self.missing:
+        addresses = self.watch.addresses
+        if addresses is not self.addresses and (addresses != self.addresses or self.watch.missing != self.missing):
             if not self._set_addresses():
                 return False
             changed = True
         if not self.built:
             return False
-        if self._capturing():
+        if self.capturing:
             self.grads, self.group_rows = self._views(self._upload_for_graph(self.staging))
             self.addresses = None  # what the next step finds on the device is older than what it finds staged
             return True
         if changed:
             self.dynamic.copy_(self.staging, non_blocking=True)  # pageable: the driver has read it when this returns
         self.grads, self.group_rows = self.own_views
+        if self.spare is None and self.is_cuda:
+            self.spare = self.staging.pin_memory()
         return True
 
     def _refresh_groups(self) -> bool:
-        """Whether a hyperparameter may have changed; its row is set."""
+        """Whether a hyperparameter has changed; it is staged."""
         changed = False
         for i, (group, known) in enumerate(zip(self.groups, self.hyperparameters, strict=True)):
-            if self.has_tensors[i] or not all(map(operator.is_, map(group.__getitem__, _HYPERPARAMETERS), known)):
+            if not all(map(operator.is_, map(group.__getitem__, _HYPERPARAMETERS), known)) or self._tensors_changed(i):
                 changed |= self._set_group(i)
         return changed
+
+    def _tensors_changed(self, i: int) -> bool:
+        """Whether a group's tensors may say something else: those that the kernel does not read, or that have moved."""
+        tensors = self.tensors[i]
+        return bool(tensors) and any(address is None or value.data_ptr() != address for value, address in tensors)
 
     def _set_group(self, i: int) -> bool:
         """Stage a group's hyperparameters; whether they are others than before."""
@@ -159,7 +199,11 @@ class Stepper:
         if (values[_MOMENTUM] != 0) != (self.hyperparameters[i][_MOMENTUM] != 0):
             self.built = False  # with momentum or without is another kind
         self.hyperparameters[i] = values
-        self.has_tensors[i] = any(isinstance(value, Tensor) for value in values)  # which may be written, or moved
+        self.tensors[i] = [
+            (value, value.data_ptr() if self._is_read_on_device(value) else None)
+            for value in values
+            if isinstance(value, Tensor)
+        ]
         return not np.array_equal(row, before)
 
     def _is_read_on_device(self, value: float | Tensor) -> bool:
@@ -171,11 +215,14 @@ class Stepper:
         staged = self.staging_array[: len(watch.addresses)]
         staged[:] = watch.addresses
         odd = np.bitwise_or.reduce(staged if self.all_aligned else staged[self.aligned]) & 15
-        if odd or any(watch.grads[i] is not None for i in self.absent):
+        if odd or any(watch.grads[i] is not None for i in self.unseen):
             return False
-        if self.missing or watch.missing or self.addresses is None:
-            self.written = [m.param for m, grad in zip(self.members, watch.grads, strict=True) if grad is not None]
+        self.written = [m.param for m, grad in zip(self.members, watch.grads, strict=True) if grad is not None]
         self.addresses, self.missing = watch.addresses, watch.missing
+        # A program must not clear what another has yet to read.
+        self.shared_grads = self.owner.zeroes_grads and bool(
+            overlapping([grad for grad in watch.grads if grad is not None])
+        )
         return True
 
     def _views(self, dynamic: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,24 +232,25 @@ class Stepper:
     # When something else than an address or a hyperparameter changed.
 
     def _build(self) -> None:
-        self.in_graph = self._capturing()
-        if self.in_graph:
-            self._refuse_new_state()
+        if self.counters is None:
+            self._make_counters()
+        self._hold_for_launches()
         for i, member in enumerate(self.members):
             if member.param.grad is not None:
                 self._make_state(i, member)
-        self.watch = Watch(self.owner, self.members)
+        self.watch = Watch(self.owner, self.members, self.watch)
         rows, layouts = self._describe()
         chunks = np.repeat(np.arange(len(self.members), dtype=np.int32), np.diff(self.first_chunks))
         self.padded = len(self.members) + len(self.members) % 2  # keeps the groups at a multiple of 16 bytes
         self.staging = torch.zeros(self.padded + len(self.groups) * _GROUP_ROW, dtype=torch.int64, device="cpu")
         self.staging_array = self.staging.numpy()
         self.hyperparameters = [[group[name] for name in _HYPERPARAMETERS] for group in self.groups]
-        self.has_tensors = [False] * len(self.groups)
+        self.tensors: list[list[tuple[Tensor, int | None]]] = [[] for _ in self.groups]
         for i in range(len(self.groups)):
             self._set_group(i)
         self.addresses, self.missing = None, 0
         self._set_addresses()
+        self.in_graph = self.capturing
         upload = self._upload_for_graph if self.in_graph else self._upload
         self.chunks, self.rows = upload(torch.from_numpy(chunks)), upload(torch.from_numpy(rows))
         self.layouts, self.dynamic = upload(torch.tensor(layouts or [0], device="cpu")), upload(self.staging)
@@ -212,35 +260,48 @@ class Stepper:
             self.spare = self.staging.pin_memory()
         self.built = True
 
+    def _hold_for_launches(self) -> None:
+        """Tables that are about to be dropped may still be read by a launch on a stream that they were not made on."""
+        if self.is_cuda and not self.capturing and self.watch is not None and not self.in_graph:
+            for table in (self.chunks, self.rows, self.layouts, self.dynamic, self.zero, self.one):
+                table.record_stream(torch.cuda.current_stream(self.device))
+
     def _describe(self) -> tuple[np.ndarray, list[int]]:
-        """The table of tensors, and the layouts of those that are not flat. Sets what a gradient may not change."""
+        """The table of tensors, and the layouts of those that are not flat. Sets what a gradient may not change.
+
+        A parameter whose gradient is missing has a row too, if it ever had one: it may come back.
+        """
         rows = np.zeros((len(self.members), _ROW), dtype=np.int64)
         rows[:, kernels.FIRST_CHUNK.value] = self.first_chunks[:-1]
         rows[:, kernels.NUMEL.value] = self.numels
-        self.aligned = np.zeros(len(self.members), dtype=bool)
-        self.absent = [i for i, grad in enumerate(self.watch.grads) if grad is None]
         group_of = {id(group): i for i, group in enumerate(self.groups)}
-        kinds: dict[kernels.Kind, int] = {}
+        kinds: dict[int, kernels.Kind] = {}
         layouts: list[int] = []
-        for i, (member, grad) in enumerate(zip(self.members, self.watch.grads, strict=True)):
-            if grad is None:
-                continue
+        self.unseen = []
+        for i, (member, fact) in enumerate(zip(self.members, self.watch.facts, strict=True)):
             state = self.owner.state.peek(member.param)
-            momentum = local(state["momentum_buffer"]) if member.group["momentum"] != 0 else None
-            master = local(state["master_weight"]) if wants_master(self.owner, member.param) else None
-            tensors = (self.watch.inner[i], grad, momentum, master)
-            kind = _kind(*tensors, self.owner.stochastic_rounding)
-            rows[i, kernels.PARAM.value] = tensors[0].data_ptr()
+            momentum = local(state.get("momentum_buffer")) if member.group["momentum"] != 0 else None
+            master = local(state.get("master_weight")) if wants_master(self.owner, member.param) else None
+            needed = [member.group["momentum"] != 0 and momentum is None, _is_missing(self.owner, member, master)]
+            if fact is None or any(needed):
+                self.unseen.append(i)
+                continue
+            param, grad = self.watch.inner[i], self.watch.grads[i]
+            aligned = grad is None or grad.data_ptr() % 16 == 0
+            kinds[i] = _kind(param, fact, aligned, momentum, master, self.owner.stochastic_rounding)
+            rows[i, kernels.PARAM.value] = param.data_ptr()
             rows[i, kernels.MOMENTUM.value] = 0 if momentum is None else momentum.data_ptr()
             rows[i, kernels.MASTER.value] = 0 if master is None else master.data_ptr()
-            rows[i, kernels.KIND.value] = kinds.setdefault(kind, len(kinds))
             rows[i, kernels.GROUP.value] = group_of[id(member.group)]
             rows[i, kernels.LAYOUT.value] = len(layouts)
-            if kind.strided:
-                layouts += _layout(*tensors)
-            self.aligned[i] = kind.aligned
+            if kinds[i].strided:
+                layouts += _layout(param, fact, momentum, master)
+        names = sorted(set(map(str, kinds.values())))  # in an order that does not depend on that of the parameters
+        for i, kind in kinds.items():
+            rows[i, kernels.KIND.value] = names.index(str(kind))
+        self.aligned = np.array([i in kinds and kinds[i].aligned for i in range(len(self.members))], dtype=bool)
         self.all_aligned = bool(self.aligned.all())
-        self.kinds = ";".join(map(str, kinds))
+        self.kinds = ";".join(names)
         return rows, layouts
 
     def _make_state(self, i: int, member: Member) -> None:
@@ -260,12 +321,14 @@ class Stepper:
             if was_used:
                 self._counters_of(i).zero_()
             self.fresh.add(i)
-        elif self.known.get(i) is not state["momentum_buffer"]:
+        elif i not in self.known or self.known[i]() is not state["momentum_buffer"]:
             self.unsure.discard(i)
             self._counters_of(i).fill_(1)  # it was loaded, or set by hand: its first step is over
-        self.known[i] = state["momentum_buffer"]
+        self.known[i] = weakref.ref(state["momentum_buffer"])
 
-    def _make_counters(self, inherited: "Stepper | None") -> None:
+    def _make_counters(self) -> None:
+        """Zeros, or what the stepper before this one had counted."""
+        inherited, self.inherited = self.inherited, None
         with torch.no_grad(), self._on_device():
             self.counters = torch.zeros(self.first_chunks[-1], dtype=torch.int32, device=self.device)
             if inherited is None or inherited.counters is None:
@@ -280,9 +343,8 @@ class Stepper:
                     self.known[i] = inherited.known[j]
                 if j in inherited.used:
                     self.used.add(i)
-                if j in inherited.unsure:
+                if j in inherited.unsure | inherited.fresh:
                     self.unsure.add(i)
-            self.kept = inherited.kept
 
     def _counters_of(self, i: int) -> Tensor:
         return self.counters[self.first_chunks[i] : self.first_chunks[i + 1]]
@@ -294,13 +356,12 @@ class Stepper:
 
     def _upload_for_graph(self, array: Tensor) -> Tensor:
         """A copy that a graph makes again in each replay, from pinned memory that must stay as it is."""
-        spare = getattr(self, "spare", None)
-        if spare is not None and array is self.staging:
-            pinned, self.spare = spare.copy_(array), None
+        if self.spare is not None and array is self.staging and self.spare.shape == array.shape:
+            pinned, self.spare = self.spare.copy_(array), None
         else:
             pinned = array.pin_memory()
         copy = pinned.to(self.device, non_blocking=True)
-        self.kept.append((pinned, copy, self.counters, getattr(self, "chunks", None), getattr(self, "rows", None)))
+        self.owner.keep(pinned)
         return copy
 
     def _number(self, value: Tensor) -> Tensor:
@@ -316,7 +377,7 @@ class Stepper:
             state = self.owner.state.peek(member.param)
             buffer = state.get("momentum_buffer")
             # A new buffer needs nothing but counters that are zero: the kernel does not read it in the first step.
-            stale = i in self.used if buffer is None else self.known.get(i) is not buffer
+            stale = i in self.used if buffer is None else i not in self.known or self.known[i]() is not buffer
             no_master = wants_master(self.owner, member.param) and state.get("master_weight") is None
             if self.counters is None or no_master or (member.group["momentum"] != 0 and stale):
                 raise RuntimeError(
@@ -334,27 +395,38 @@ class Stepper:
         return contextlib.nullcontext()
 
 
+def _is_missing(owner: Any, member: Member, master: Tensor | None) -> bool:
+    return wants_master(owner, member.param) and master is None
+
+
 def _kind(
-    param: Tensor, grad: Tensor, momentum: Tensor | None, master: Tensor | None, stochastic_rounding: bool
+    param: Tensor,
+    grad: tuple[Any, ...],
+    grad_aligned: bool,
+    momentum: Tensor | None,
+    master: Tensor | None,
+    stochastic_rounding: bool,
 ) -> kernels.Kind:
-    there = [tensor for tensor in (param, grad, momentum, master) if tensor is not None]
-    order = flat_order(param)
+    """`grad` is what watch.py knows of the gradient: dtype, device, shape, strides."""
+    own = [tensor for tensor in (param, momentum, master) if tensor is not None]
+    order = flat_order(param.shape, param.stride())
+    orders = [flat_order(grad[2], grad[3]), *(flat_order(tensor.shape, tensor.stride()) for tensor in own)]
     return kernels.Kind(
         param=param.dtype,
-        grad=grad.dtype,
+        grad=grad[0],
         momentum=None if momentum is None else momentum.dtype,
         master=master is not None,
         stochastic=stochastic_rounding and param.dtype in HALF,
-        strided=order is None or any(flat_order(tensor) != order for tensor in there),
-        aligned=all(tensor.data_ptr() % 16 == 0 for tensor in there),
+        strided=order is None or any(other != order for other in orders),
+        aligned=grad_aligned and all(tensor.data_ptr() % 16 == 0 for tensor in own),
     )
 
 
-def _layout(param: Tensor, *others: Tensor | None) -> list[int]:
+def _layout(param: Tensor, grad: tuple[Any, ...], *others: Tensor | None) -> list[int]:
     """How to find an element of each tensor from its number in row-major order."""
     dims = [dim for dim in reversed(range(param.dim())) if param.shape[dim] > 1]
     layout = [len(dims)]
     for dim in dims:
-        layout += [param.shape[dim], param.stride(dim)]
+        layout += [param.shape[dim], param.stride(dim), grad[3][dim]]
         layout += [0 if tensor is None else tensor.stride(dim) for tensor in others]
     return layout

@@ -1,74 +1,117 @@
 """What a stepper asks in every step, to know whether what it has built still holds.
 
-The host's time for a step is these questions, so each is one call for each tensor, or one for all, and none builds anything.
-Gradients: dtype, shape, strides, device, address. Parameters: the address, since memory may have been replaced
-(`p.data = ...`), and the strides of those that a transposition would leave in shape. State: once somebody has had a chance
-to replace it (state.py), its addresses.
+The host's time for a step is these questions, so each is one call for each tensor, or one for all. Gradients: type, dtype,
+device, shape and strides, and the address. Parameters: the address, since memory may have been replaced (`p.data = ...`), and
+the strides. State, once somebody has had a chance to replace it (state.py): the same, and that it is the same tensor.
 """
 
 import operator
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .members import Member, local, state_tensors
+from .members import STATE, Member, local
 
 _address = Tensor.data_ptr
+_equal_addresses = getattr(torch._C, "_tensors_data_ptrs_at_indices_equal", None)  # PyTorch with CUDA has it
 
 
 class Watch:
-    """The gradients of some parameters as they are now, and whether anything else has changed."""
+    """The gradients of some parameters as they are now, and whether anything else has changed.
 
-    def __init__(self, owner: Any, members: list[Member]) -> None:
+    `before` is the watch that this one replaces: what a gradient that is missing now was like is known from it.
+    """
+
+    def __init__(self, owner: Any, members: list[Member], before: "Watch | None" = None) -> None:
         self.owner, self.members = owner, members
         self.params = [member.param for member in members]
         self.inner = [local(param) for param in self.params]
         self.wrapped = any(inner is not param for inner, param in zip(self.inner, self.params, strict=True))
-        self.grads: list[Tensor | None] = [None if p.grad is None else local(p.grad) for p in self.params]
-        self.missing = sum(grad is None for grad in self.grads)
-        self.addresses = [0 if grad is None else grad.data_ptr() for grad in self.grads]
-        self._facts = [None if grad is None else _facts(grad) for grad in self.grads]
-        self._as_before = _guard(self.grads) if not self.missing else None
-        self._param_addresses = list(map(_address, self.inner))
-        self._squares = [(param, param.stride()) for param in self.inner if _has_equal_sizes(param)]
-        self._entries = owner.state.entries()
-        self._state_addresses = list(map(_address, self._state_tensors()))
+        self.grads = self._grads_now()
+        known = before.facts if before is not None else [None] * len(members)
+        self.facts = [
+            facts_of(grad) if grad is not None else fact if fact is not None and fact[2] == inner.shape else None
+            for grad, fact, inner in zip(self.grads, known, self.inner, strict=True)
+        ]
+        self.addresses = _addresses(self.grads)
+        self._expect(self.grads)
+        self._same_memory = _same_memory(self.inner)
+        self._matrices = [inner for inner in self.inner if inner.dim() > 1]
+        self._same_strides = _likeness(self._matrices)
+        self._watch_state()
 
     def holds(self) -> bool:
         """Look at everything again; False where more has changed than the gradients' addresses and presence.
 
-        A gradient that is there for the first time is for the stepper to notice, from `addresses` and `missing`.
+        A gradient that is there for the first time is for the stepper to notice: its entry in `facts` is None.
         """
-        grads = [param.grad for param in self.params]
+        grads = self.grads = self._grads_now()
         if self.wrapped:
             with torch.no_grad():
-                grads = [None if grad is None else local(grad) for grad in grads]
-                inner = [local(param) for param in self.params]
-            if not all(map(operator.is_, inner, self.inner)):
-                return False
-        self.grads = grads
-        if self._as_before is not None and self._as_before(*grads):
-            self.missing, self.addresses = 0, list(map(_address, grads))
-        else:  # slower, but some may be missing
-            for grad, facts in zip(grads, self._facts, strict=True):
-                if grad is not None and facts is not None and _facts(grad) != facts:
+                if not all(map(operator.is_, map(local, self.params), self.inner)):
                     return False
-            self.missing = sum(grad is None for grad in grads)
-            self.addresses = [
-                0 if grad is None or grad.layout is not torch.strided else grad.data_ptr() for grad in grads
-            ]
-        return (
-            list(map(_address, self.inner)) == self._param_addresses
-            and (not self._squares or all(inner.stride() == stride for inner, stride in self._squares))
-            and self._state_holds()
-        )
+        if not self._are_alike(grads):
+            return False
+        if self.missing:
+            self.addresses = _addresses(grads)
+        elif _equal_addresses is None or not _equal_addresses(grads, self.addresses, self._numbers):
+            self.addresses = list(map(_address, grads))
+        return self._same_memory(self.inner) and self._same_strides(*self._matrices) and self._state_holds()
 
     def moved(self) -> bool:
         """Whether a parameter lies elsewhere than when this was made."""
         with torch.no_grad():
-            return [local(param).data_ptr() for param in self.params] != self._param_addresses
+            return not self._same_memory([local(param) for param in self.params])
+
+    def release(self) -> None:
+        """Let go of the gradients: zero_grad shall free their memory."""
+        self.grads = []
+
+    def _grads_now(self) -> list[Tensor | None]:
+        grads = [param.grad for param in self.params]
+        if self.wrapped:
+            with torch.no_grad():
+                grads = [None if grad is None else local(grad) for grad in grads]
+        return grads
+
+    def _expect(self, grads: list[Tensor | None]) -> None:
+        """Take these gradients' presence and likeness as what comes next."""
+        self._absent = [grad is None for grad in grads]
+        self.missing = sum(self._absent)
+        self._numbers = list(range(len(grads)))
+        self._like_before = _likeness([grad for grad in grads if grad is not None])
+
+    def _are_alike(self, grads: list[Tensor | None]) -> bool:
+        if not self.missing:
+            if self._like_before(*grads):
+                return True
+        elif [grad is None for grad in grads] == self._absent:
+            return self._like_before(*[grad for grad in grads if grad is not None])
+        for grad, fact in zip(grads, self.facts, strict=True):
+            if grad is not None and (facts_of(grad) != fact if fact is not None else grad.layout is not torch.strided):
+                return False
+        self._expect(grads)
+        return True
+
+    def _watch_state(self) -> None:
+        state = self.owner.state
+        self._entries = state.entries()
+        self._places = [
+            (entry, name)
+            for member, fact in zip(self.members, self.facts, strict=True)
+            for entry in [state.peek(member.param)]
+            for name in STATE
+            if fact is not None and entry.get(name) is not None
+        ]
+        tensors = [entry[name] for entry, name in self._places]
+        self._known = [
+            weakref.ref(tensor) for tensor in tensors
+        ]  # not the tensors: they may be taken away to free memory
+        inner = [local(tensor) for tensor in tensors]
+        self._same_state, self._state_alike = _same_memory(inner), _likeness(inner)
 
     def _state_holds(self) -> bool:
         state = self.owner.state
@@ -77,33 +120,46 @@ class Watch:
         entries = state.entries()
         if len(entries) != len(self._entries) or not all(map(operator.is_, entries, self._entries)):
             return False
-        return list(map(_address, self._state_tensors())) == self._state_addresses
-
-    def _state_tensors(self) -> list[Tensor]:
-        present = [m for m, grad in zip(self.members, self.grads, strict=True) if grad is not None]
-        with torch.no_grad():
-            return [tensor for member in present for tensor in state_tensors(member, self.owner.state)]
-
-
-def _has_equal_sizes(tensor: Tensor) -> bool:
-    """Whether two dimensions can change places and leave the shape as it is."""
-    sizes = [size for size in tensor.shape if size > 1]
-    return len(set(sizes)) < len(sizes)
+        tensors = [entry.get(name) for entry, name in self._places]
+        if not all(known() is tensor is not None for tensor, known in zip(tensors, self._known, strict=True)):
+            return False
+        if self.wrapped:
+            with torch.no_grad():
+                tensors = [local(tensor) for tensor in tensors]
+        return self._same_state(tensors) and self._state_alike(*tensors)
 
 
-def _facts(tensor: Tensor) -> tuple[Any, ...]:
-    if tensor.layout is not torch.strided:
-        return (tensor.layout,)
-    return tensor.dtype, tensor.device, tensor.shape, tensor.stride()
+def facts_of(tensor: Tensor) -> tuple[Any, ...]:
+    """dtype, device, shape and strides."""
+    strides = tensor.stride() if tensor.layout is torch.strided else None
+    return tensor.dtype, tensor.device, tensor.shape, strides
 
 
-def _guard(tensors: list[Tensor]) -> Callable[..., bool] | None:
-    """A check that tensors are like these in type, dtype, device, shape and strides: PyTorch's own, in one call for all."""
+def _addresses(grads: list[Tensor | None]) -> list[int]:
+    return [0 if grad is None else grad.data_ptr() for grad in grads]
+
+
+def _likeness(tensors: list[Tensor]) -> Callable[..., bool]:
+    """A check that tensors have the types, dtypes, devices, shapes and strides of these.
+
+    PyTorch has it in one call for all, for its compiler's guards; where another version of it has not, it takes longer.
+    """
     try:
         from torch._C._dynamo.guards import TensorGuards
 
         sizes, strides = [list(t.shape) for t in tensors], [list(t.stride()) for t in tensors]
-        guards = TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
-        return guards.check if tensors and guards.check(*tensors) else None
-    except (ImportError, TypeError, RuntimeError):  # another version of PyTorch: the slower questions say the same
-        return None
+        check = TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check
+        if tensors and check(*tensors):
+            return check
+    except (ImportError, TypeError, RuntimeError):
+        pass
+    facts = [facts_of(tensor) for tensor in tensors]
+    return lambda *now: all(tensor is not None for tensor in now) and [facts_of(tensor) for tensor in now] == facts
+
+
+def _same_memory(tensors: list[Tensor]) -> Callable[[list[Tensor]], bool]:
+    """A check that tensors lie where these do."""
+    addresses, numbers = list(map(_address, tensors)), list(range(len(tensors)))
+    if _equal_addresses is not None:
+        return lambda now: _equal_addresses(now, addresses, numbers)
+    return lambda now: list(map(_address, now)) == addresses

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import gdcore
 from gdcore.sgd import cpu
-from sgd_support import Race, assert_same, laid_out, loop, parameter, poisoned_memory
+from sgd_support import Race, assert_same, laid_out, loop, parameter, poisoned_memory, thinned
 from support import DEVICE, DTYPES
 
 common = pytest.importorskip("torch.testing._internal.common_optimizers", reason="needs expecttest")
@@ -22,6 +22,7 @@ OPTIONS = {case.desc: case.kwargs for case in INFO.optim_inputs_func(device=DEVI
     "negative dampening": {"lr": 0.3, "momentum": 0.5, "dampening": -1.0},
     "learning rate 0": {"lr": 0.0, "momentum": 0.9},
 }
+BACKENDS = ["cpu", "triton"]
 
 
 @pytest.fixture(autouse=True)
@@ -34,12 +35,20 @@ def fresh(tensors):
     return [torch.randn_like(t) for t in tensors]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", OPTIONS)
-def test_seven_steps_with_late_and_absent_gradients(case, dtype, backend):
+@pytest.mark.parametrize(
+    ("backend", "case", "dtype"),
+    thinned(  # half types of every case: in test_many_groups_of_mixed_dtypes
+        BACKENDS,
+        itertools.product(OPTIONS, DTYPES),
+        lambda case, dtype: dtype is torch.float32 or case.startswith("everything"),
+    ),
+    indirect=["backend"],
+    ids=str,
+)
+def test_six_steps_with_late_and_absent_gradients(case, dtype, backend):
     tensors = [torch.randn(shape, device=DEVICE).to(dtype) for shape in ((), (3, 2), (0, 3))]
     race = Race(tensors, **OPTIONS[case])
-    for step in range(7):
+    for step in range(6):
         grads = fresh(tensors)
         if step == 2:
             grads = [None] * 3
@@ -48,9 +57,15 @@ def test_seven_steps_with_late_and_absent_gradients(case, dtype, backend):
         race.step(grads)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    thinned(BACKENDS, zip(DTYPES), lambda dtype: dtype in (torch.float32, torch.bfloat16)),
+    indirect=["backend"],
+    ids=str,
+)
 def test_sizes_around_a_chunk(dtype, backend):
-    tensors = [torch.randn(n, device=DEVICE).to(dtype) for n in (1, 2047, 2048, 2049, 5001)]
+    """What the kernels do there, and just below, is tested with them; this is about how tensors are cut."""
+    tensors = [torch.randn(n, device=DEVICE).to(dtype) for n in (1, 2048, 2049, 4100)]
     race = Race(tensors, **OPTIONS["everything"])
     for _ in range(2):
         race.step(fresh(tensors))
@@ -71,20 +86,20 @@ def test_more_numbers_than_the_cpu_takes_at_a_time(dtype, monkeypatch):
 
 
 LAYOUTS = ["contiguous", "transposed", "gapped", "offset", "channels_last"]
-SHAPES = st.one_of(st.lists(st.integers(0, 5), max_size=3).map(tuple), st.just((2, 3, 2, 3)), st.just((2049,)))
+SHAPES = st.one_of(st.lists(st.integers(0, 5), max_size=3).map(tuple), st.just((2, 3, 2, 3)), st.just((257,)))
 
 
 @st.composite
 def layouts_of_a_run(draw):
     """Some parameters, and for each step the layout of each gradient."""
-    shapes = draw(st.lists(SHAPES, min_size=1, max_size=3))
+    shapes = draw(st.lists(SHAPES, min_size=1, max_size=2))
     params = [(shape, draw(st.sampled_from(LAYOUTS)), draw(st.sampled_from(DTYPES))) for shape in shapes]
     grad = st.sampled_from([*LAYOUTS, "expanded", "absent"])
     steps = [[draw(grad) for _ in shapes] for _ in range(3)]
     return params, steps, draw(st.sampled_from(sorted(OPTIONS)))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(run=layouts_of_a_run())
 def test_layouts(run, backend):
     params, steps, case = run
@@ -104,14 +119,22 @@ def test_layouts(run, backend):
         race.step(grads)
 
 
-@pytest.mark.parametrize("options", [{"lr": 0.3}, {"lr": 0.3, "momentum": 0.9}], ids=["plain", "momentum"])
-@pytest.mark.parametrize("layout", ["contiguous", "transposed", "gapped"])
+@pytest.mark.parametrize(
+    ("layout", "options"),
+    [
+        ("contiguous", {"lr": 0.3}),
+        ("contiguous", {"lr": 0.3, "momentum": 0.9}),
+        ("transposed", {"lr": 0.3, "momentum": 0.9}),
+        ("gapped", {"lr": 0.3, "momentum": 0.9}),
+    ],
+    ids=["contiguous, plain", "contiguous", "transposed", "gapped"],
+)
 def test_gradients_of_changing_strides_at_one_address(layout, options, backend):
     """As an allocator hands them out: the address says nothing about the order of what lies there."""
     race = Race([laid_out(torch.randn(3, 3, 3, device=DEVICE), layout)], **options)
     memory = torch.empty(27, device=DEVICE)
     orders = list(itertools.permutations(range(3)))
-    for order in [*orders, *reversed(orders), orders[0], orders[3], orders[0]]:
+    for order in [*orders, orders[3], orders[0], orders[3]]:
         memory.copy_(torch.randn(27))
         race.step([memory.view(3, 3, 3).permute(order)])
 
@@ -148,18 +171,18 @@ def test_gradients_at_ever_new_addresses_and_alignments(backend):
 
 
 def test_many_groups_of_mixed_dtypes(backend):
-    """Groups that differ in every option, tensors of all dtypes in each of them."""
+    """Groups that differ in every option, in each of them a wide dtype and a half one."""
     tensors, groups = [], []
     for i, case in enumerate(sorted(OPTIONS)):
-        groups.append((list(range(4 * i, 4 * i + 4)), {"lr": 0.05 * i} | OPTIONS[case]))
-        tensors += [torch.randn(5 + i, device=DEVICE).to(dtype) for dtype in DTYPES]
+        groups.append(([2 * i, 2 * i + 1], {"lr": 0.05 * i} | OPTIONS[case]))
+        tensors += [torch.randn(5 + i, device=DEVICE).to(DTYPES[j]) for j in (i % 2, 2 + i // 2 % 2)]
     race = Race(tensors, groups)
     for step in range(3):
         race.step([g if step or i % 3 else None for i, g in enumerate(fresh(tensors))])
 
 
 def test_one_long_tensor_beside_many_short_ones(backend):
-    tensors = [torch.randn(n, device=DEVICE) for n in (*range(20), 6001, *range(20, 30))]
+    tensors = [torch.randn(n, device=DEVICE) for n in (*range(6), 4100, *range(6, 10))]
     race = Race(tensors, lr=0.3, momentum=0.9)
     for _ in range(2):
         race.step(fresh(tensors))
@@ -229,15 +252,23 @@ EDITS = {
 }
 
 
-@pytest.mark.parametrize("edits", EDITS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("backend", "edits", "dtype"),
+    thinned(
+        BACKENDS,
+        itertools.product(EDITS, [torch.float32, torch.float16]),
+        lambda edits, dtype: dtype is torch.float32 or edits == "momentum",
+    ),
+    indirect=["backend"],
+    ids=str,
+)
 def test_groups_edited_between_steps(edits, dtype, backend):
     tensors = [torch.randn(5, device=DEVICE).to(dtype) for _ in range(2)]
     race = Race(tensors, [([0], {}), ([1], {})], lr=0.3)
     for edit in EDITS[edits]:
         race.everywhere(lambda o, edit=edit: o.param_groups[1].update(edit))
         race.step(fresh(tensors))
-        race.step(fresh(tensors))
+    race.step(fresh(tensors))
 
 
 @pytest.mark.parametrize("seen", [False, True], ids=["unseen", "seen"])
@@ -268,7 +299,7 @@ def test_momentum_of_another_dtype(dtype, state, backend):
     ours, stock = (o([t], lr=0.3, momentum=0.9, weight_decay=0.1) for o, t in ((gdcore.SGD, p), (loop, q)))
     start = torch.randn(2049, device=DEVICE).to(state)
     ours.state[p]["momentum_buffer"], stock.state[q]["momentum_buffer"] = start.clone(), start.clone()
-    for _ in range(3):
+    for _ in range(2):
         p.grad, q.grad = (g := torch.randn_like(p)), g.clone()
         ours.step(), stock.step()
     narrow = dtype if dtype.itemsize < state.itemsize else state
@@ -277,9 +308,18 @@ def test_momentum_of_another_dtype(dtype, state, backend):
     assert_same(ours.state[p]["momentum_buffer"], stock.state[q]["momentum_buffer"], tolerance)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
-    "options", [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}, {"weight_decay": 0.1}], ids=str
+    ("backend", "dtype", "options"),
+    thinned(
+        BACKENDS,
+        itertools.product(
+            [torch.float64, torch.float32, torch.bfloat16],
+            [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}, {"weight_decay": 0.1}],
+        ),
+        lambda dtype, options: dtype is not torch.float64,
+    ),
+    indirect=["backend"],
+    ids=str,
 )
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 def test_nan_and_inf_go_where_stocks_go(options, dtype, backend):
@@ -309,7 +349,7 @@ def test_no_gradients_at_all(backend):
 
 
 def test_steps_repeat_bit_for_bit(backend):
-    start, grads = torch.randn(5001, device=DEVICE), [torch.randn(5001, device=DEVICE) for _ in range(3)]
+    start, grads = torch.randn(4100, device=DEVICE), [torch.randn(4100, device=DEVICE) for _ in range(3)]
     ends = []
     for _ in range(2):
         p = start.clone().requires_grad_()
@@ -322,7 +362,7 @@ def test_steps_repeat_bit_for_bit(backend):
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="the tensors are on a GPU")
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_backends_may_change_between_steps(dtype):
     tensors = [torch.randn(5, device=DEVICE).to(dtype), torch.randn(2049, device=DEVICE).to(dtype)]
     race = Race(tensors, **OPTIONS["everything"])

@@ -1,6 +1,7 @@
 """SGD inside what calls it: torch.compile, GradScaler, schedulers, autograd, the profiler, hooks."""
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import gdcore
+from sgd_support import thinned
 from support import DEVICE
 
 BACKENDS = ["cpu", "triton", "reference"]
@@ -54,7 +56,12 @@ HYPER = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
 # torch.compile.
 
 
-@pytest.mark.parametrize("options", [{"momentum": 0.9, "nesterov": True}, {"zero_grad": True}], ids=str)
+@pytest.mark.parametrize(
+    ("stepper", "options"),
+    [*((name, {"momentum": 0.9, "nesterov": True}) for name in BACKENDS), ("triton", {"zero_grad": True})],
+    indirect=["stepper"],
+    ids=str,
+)
 def test_a_compiled_training_step_trains_as_the_eager_one(options, dynamo):
     """Forward, backward and step in one compiled function."""
     model, twin = two_models()
@@ -73,7 +80,7 @@ def test_a_compiled_training_step_trains_as_the_eager_one(options, dynamo):
             ours.zero_grad()
         return loss
 
-    for batch in batches(4):
+    for batch in batches(3):
         loss = loss_of(twin, batch)
         loss.backward()
         theirs.step()
@@ -148,18 +155,27 @@ def scaled_step(model, optimizer, scaler, batch, overflow=False, unscale=False):
     optimizer.zero_grad()
 
 
+OVERFLOWS = {
+    "overflow in the first step": (0, False),
+    "overflow in the first step, unscale_ before": (0, True),
+    "overflow in the third step": (2, False),
+}
+SCALED = [{}, {"momentum": 0.9, "dampening": 0.5}, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}]
+
+
 @pytest.mark.parametrize(
-    ("overflow", "unscale"),
-    [(0, False), (0, True), (2, False)],
-    ids=["overflow in the first step", "overflow in the first step, unscale_ before", "overflow in the third step"],
-)
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"momentum": 0.9, "dampening": 0.5}, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}],
+    ("stepper", "options", "when"),
+    thinned(
+        BACKENDS,
+        itertools.product(SCALED, OVERFLOWS),
+        lambda options, when: "dampening" in options or when == "overflow in the first step",
+    ),
+    indirect=["stepper"],
     ids=str,
 )
-def test_grad_scaler_end_to_end(options, overflow, unscale):
+def test_grad_scaler_end_to_end(options, when):
     """As torch's foreach=False SGD with a GradScaler; the scale halves with the overflow in both."""
+    overflow, unscale = OVERFLOWS[when]
     model, twin = two_models()
     ours = gdcore.SGD(model.parameters(), lr=0.1, **options)
     theirs = torch.optim.SGD(twin.parameters(), lr=0.1, **options, foreach=False)
@@ -194,7 +210,12 @@ def test_grad_scaler_with_clipping_measures_unscaled_gradients():
     assert_equal_models(model, twin)
 
 
-@pytest.mark.parametrize("options", [{}, {"dampening": 0.5}, {"nesterov": True, "max_norm": 1.0}], ids=str)
+@pytest.mark.parametrize(
+    ("stepper", "options"),
+    thinned(BACKENDS, [({},), ({"dampening": 0.5},), ({"nesterov": True, "max_norm": 1.0},)], bool),
+    indirect=["stepper"],
+    ids=str,
+)
 def test_a_state_saved_after_a_refused_first_step_is_that_of_no_step(options):
     """Momentum that was made for a step not taken is no momentum: with dampening its first step would be wrong."""
     model, twin = two_models()
