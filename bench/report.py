@@ -15,7 +15,7 @@ from .peers import COMPILED, FUSED, OURS, STOCK
 
 COLOURS = {"FASTER": "green", "SLOWER": "red", "SAME": "cyan", "UNSURE": "yellow"}
 
-TABLE_WIDTH = 132
+TABLE_WIDTH = 150
 
 
 def make_console() -> Console:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from unittest import mock
 
-ROUNDS, WARM = 400, 20
+TURNS, STEPS, WARM = 12, 30, 3  # many short turns, so that a slow moment of the machine meets both
 
 
 def measure() -> dict:
@@ -55,7 +55,7 @@ def _times() -> dict:
 
     def to_launch(step: Callable[[], object], params: list, fresh: bool) -> list[float]:
         found = []
-        for i in range(ROUNDS + WARM):
+        for i in range(STEPS + WARM):
             new(params, fresh)
             start = time.perf_counter_ns()
             step()
@@ -75,7 +75,7 @@ def _times() -> dict:
                     "gdcore": gdcore.SGD(params, lr=1e-3, **options).step,
                 }
                 samples: dict[str, list[float]] = {who: [] for who in steps}
-                for _ in range(3):  # in turns, so that a slow moment meets both
+                for _ in range(TURNS):
                     for who, step in steps.items():
                         samples[who] += to_launch(step, params, gradients == "new")
                 found[f"{name}, gradients {gradients}"] = {

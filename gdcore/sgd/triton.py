@@ -217,7 +217,8 @@ class Stepper:
         odd = np.bitwise_or.reduce(staged if self.all_aligned else staged[self.aligned]) & 15
         if odd or any(watch.grads[i] is not None for i in self.unseen):
             return False
-        self.written = [m.param for m, grad in zip(self.members, watch.grads, strict=True) if grad is not None]
+        if self.missing or watch.missing or self.addresses is None:
+            self.written = [m.param for m, grad in zip(self.members, watch.grads, strict=True) if grad is not None]
         self.addresses, self.missing = watch.addresses, watch.missing
         # A program must not clear what another has yet to read.
         self.shared_grads = self.owner.zeroes_grads and bool(
