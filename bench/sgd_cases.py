@@ -44,9 +44,9 @@ class SgdCase:
         return accesses * sum(math.prod(shape) * dtype.itemsize for shape, dtype in sizes)
 
     def bytes_needed(self, peers: int) -> int:
-        """For w, g and each peer's own w and v."""
+        """For w, g, their copies while parity is checked (in float64 too), and each peer's own v."""
         numbers = sum(math.prod(shape) * dtype.itemsize for shape, dtype in zip(self.shapes, self.dtypes, strict=True))
-        return numbers * (2 + 3 * peers)
+        return numbers * (12 + peers)
 
 
 def resnet50() -> tuple[tuple[int, ...], ...]:
