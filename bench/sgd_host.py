@@ -4,8 +4,8 @@
                                            kernels are interpreted, and only then takes it tensors on the CPU
 
 The 161 parameters of ResNet-50, whose numbers nobody reads. torch.optim.SGD(fused=True) is measured the same way, up to the
-call of its kernel. Two steady states: gradients that stay where they are, and gradients that are new tensors in every
-step, as after zero_grad().
+call of its kernel. Three steady states: gradients that stay where they are; the same after somebody has read the
+optimizer's state, which gdcore then has to watch; gradients that are new tensors in every step, as after zero_grad().
 """
 
 import json
@@ -68,12 +68,18 @@ def _times() -> dict:
     stubs = mock.patch.object(torch, "_fused_sgd_", launch), mock.patch.object(kernels, "sgd_update", launch)
     with gdcore.use_backend("triton"), stubs[0], stubs[1]:
         for name, options in OPTIONS.items():
-            for gradients in ("kept", "new"):
+            for gradients in ("kept", "kept, state read", "new"):
                 params = [torch.nn.Parameter(torch.empty(shape)) for shape in shapes]
-                steps = {
-                    "fused": torch.optim.SGD(params, lr=1e-3, fused=True, **options).step,
-                    "gdcore": gdcore.SGD(params, lr=1e-3, **options).step,
+                optimizers = {
+                    "fused": torch.optim.SGD(params, lr=1e-3, fused=True, **options),
+                    "gdcore": gdcore.SGD(params, lr=1e-3, **options),
                 }
+                steps = {who: optimizer.step for who, optimizer in optimizers.items()}
+                if gradients == "kept, state read":
+                    new(params, True)
+                    for optimizer in optimizers.values():
+                        optimizer.step()
+                        optimizer.state_dict()
                 samples: dict[str, list[float]] = {who: [] for who in steps}
                 for _ in range(TURNS):
                     for who, step in steps.items():

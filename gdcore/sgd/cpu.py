@@ -203,9 +203,9 @@ class Stepper:
             grads,
             momenta,
             weight_decay=float(group["weight_decay"]),
-            momentum=group["momentum"],
+            momentum=float(group["momentum"]),
             lr=float(group["lr"]),
-            dampening=group["dampening"],
+            dampening=float(group["dampening"]),
             nesterov=group["nesterov"],
             maximize=group["maximize"],
             is_first_step=batch.first,
@@ -235,7 +235,7 @@ class Stepper:
         if v:
             for momentum, grad in zip(v, g, strict=True):  # _foreach_mul_ would round the factor to half precision
                 _round_momentum(momentum, grad, group, batch.first)
-            g = torch._foreach_add(g, v, alpha=group["momentum"]) if group["nesterov"] else v
+            g = torch._foreach_add(g, v, alpha=float(group["momentum"])) if group["nesterov"] else v
         torch._foreach_add_(w, g, alpha=-float(group["lr"]))
 
     def _round_large(self, batch: Batch, w: Tensor, g: Tensor, v: Tensor | None) -> None:
@@ -247,7 +247,7 @@ class Stepper:
             g = torch.add(g, w, alpha=float(group["weight_decay"]), out=out)
         if v is not None:
             _round_momentum(v, g, group, batch.first)
-            g = torch.add(g, v, alpha=group["momentum"], out=out) if group["nesterov"] else v
+            g = torch.add(g, v, alpha=float(group["momentum"]), out=out) if group["nesterov"] else v
         w.add_(g, alpha=-float(group["lr"]))
 
     def _step_widened(self, batch: Batch, places: list[int], factor: float) -> None:
@@ -324,9 +324,11 @@ def _round_momentum(momentum: Tensor, grad: Tensor, group: dict[str, Any], first
     if first:
         momentum.copy_(grad)
     elif group["dampening"] == 0:
-        torch.add(grad, momentum, alpha=group["momentum"], out=momentum)  # one operation and one rounding, not two
+        torch.add(
+            grad, momentum, alpha=float(group["momentum"]), out=momentum
+        )  # one operation and one rounding, not two
     else:
-        momentum.mul_(group["momentum"]).add_(grad, alpha=1 - group["dampening"])
+        momentum.mul_(float(group["momentum"])).add_(grad, alpha=1 - float(group["dampening"]))
 
 
 def _needs_scratch(group: dict[str, Any]) -> bool:

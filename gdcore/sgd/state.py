@@ -22,8 +22,8 @@ class State(defaultdict):
     """Parameter -> its state, as torch.optim.Optimizer.state, and `exposed`: whether it may have changed unseen.
 
     A step knows the addresses of all momentum buffers. As long as nobody outside has had a reference to one, nobody can
-    have replaced it, and a step need not ask: that halves what a step with momentum costs the host. Whoever reads the state,
-    also through state_dict, ends that.
+    have replaced it, and a step need not ask, which is a good part of what it costs the host (bench/sgd_host.py has the
+    figures). Whoever reads the state, also through state_dict, ends that.
     """
 
     def __init__(self, factory: type = dict, entries: Iterable[Any] = ()) -> None:

@@ -49,6 +49,7 @@ class Stepper:
         self.is_cuda = device.type == "cuda"  # otherwise the kernel is interpreted
         self.built = self.current = self.in_graph = False  # in_graph: the tables were made while a graph was captured
         self.watch: Watch | None = None
+        self.tables: tuple[Tensor, ...] = ()
         self.spare: Tensor | None = None  # pinned memory for a graph's copy of what is staged
         self.known: dict[int, weakref.ref] = {}  # position -> the momentum buffer that its counters count for
         self.fresh: set[int] = set()  # positions whose momentum was made for the step to come
@@ -147,7 +148,7 @@ class Stepper:
             return False
         changed = self._refresh_groups()
         addresses = self.watch.addresses
-        if addresses is not self.addresses and (addresses != self.addresses or self.watch.missing != self.missing):
+        if self.watch.missing != self.missing or (addresses is not self.addresses and addresses != self.addresses):
             if not self._set_addresses():
                 return False
             changed = True
@@ -246,7 +247,7 @@ class Stepper:
         self.staging = torch.zeros(self.padded + len(self.groups) * _GROUP_ROW, dtype=torch.int64, device="cpu")
         self.staging_array = self.staging.numpy()
         self.hyperparameters = [[group[name] for name in _HYPERPARAMETERS] for group in self.groups]
-        self.tensors: list[list[tuple[Tensor, int | None]]] = [[] for _ in self.groups]
+        self.tensors: list[list[tuple[Tensor, int | None]]] = [[] for _ in self.groups]  # hyperparameters, addresses
         for i in range(len(self.groups)):
             self._set_group(i)
         self.addresses, self.missing = None, 0
@@ -256,6 +257,7 @@ class Stepper:
         self.chunks, self.rows = upload(torch.from_numpy(chunks)), upload(torch.from_numpy(rows))
         self.layouts, self.dynamic = upload(torch.tensor(layouts or [0], device="cpu")), upload(self.staging)
         self.zero, self.one = upload(torch.zeros(1, device="cpu")), upload(torch.ones(1, device="cpu"))
+        self.tables = (self.chunks, self.rows, self.layouts, self.dynamic, self.zero, self.one)
         self.grads, self.group_rows = self.own_views = self._views(self.dynamic)
         if self.is_cuda and not self.in_graph:
             self.spare = self.staging.pin_memory()
@@ -263,8 +265,8 @@ class Stepper:
 
     def _hold_for_launches(self) -> None:
         """Tables that are about to be dropped may still be read by a launch on a stream that they were not made on."""
-        if self.is_cuda and not self.capturing and self.watch is not None and not self.in_graph:
-            for table in (self.chunks, self.rows, self.layouts, self.dynamic, self.zero, self.one):
+        if self.is_cuda and not self.capturing and not self.in_graph:
+            for table in self.tables:
                 table.record_stream(torch.cuda.current_stream(self.device))
 
     def _describe(self) -> tuple[np.ndarray, list[int]]:
