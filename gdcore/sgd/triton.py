@@ -18,23 +18,21 @@ from ..kernels import sgd as kernels
 from ..kernels.configs import SGD_BLOCK
 from ..kernels.sgd_norm import squared_norm
 from .members import (
-    HALF,
     Member,
     MovedError,
     check_clearable,
     check_group,
     check_member,
-    flat_order,
     local,
     overlapping,
     wants_master,
 )
+from .tables import describe
 from .watch import Watch
 
 _HYPERPARAMETERS = ("lr", "weight_decay", "momentum", "dampening", "nesterov", "maximize")
 _MOMENTUM = _HYPERPARAMETERS.index("momentum")
 _READABLE = (torch.float32, torch.float64)  # of a number that the kernel reads from the device
-_ROW = kernels.TENSOR_COLUMNS.value
 _GROUP_ROW = kernels.GROUP_COLUMNS.value
 
 
@@ -241,8 +239,9 @@ class Stepper:
             if member.param.grad is not None:
                 self._make_state(i, member)
         self.watch = Watch(self.owner, self.members, self.watch)
-        rows, layouts = self._describe()
-        chunks = np.repeat(np.arange(len(self.members), dtype=np.int32), np.diff(self.first_chunks))
+        table = describe(self.owner, self.members, self.watch, self.groups, self.numels, self.first_chunks)
+        self.kinds, self.aligned, self.unseen = table.kinds, table.aligned, table.unseen
+        self.all_aligned = bool(self.aligned.all())
         self.padded = len(self.members) + len(self.members) % 2  # keeps the groups at a multiple of 16 bytes
         self.staging = torch.zeros(self.padded + len(self.groups) * _GROUP_ROW, dtype=torch.int64, device="cpu")
         self.staging_array = self.staging.numpy()
@@ -254,8 +253,8 @@ class Stepper:
         self._set_addresses()
         self.in_graph = self.capturing
         upload = self._upload_for_graph if self.in_graph else self._upload
-        self.chunks, self.rows = upload(torch.from_numpy(chunks)), upload(torch.from_numpy(rows))
-        self.layouts, self.dynamic = upload(torch.tensor(layouts or [0], device="cpu")), upload(self.staging)
+        self.chunks, self.rows = upload(torch.from_numpy(table.chunks)), upload(torch.from_numpy(table.rows))
+        self.layouts, self.dynamic = upload(torch.from_numpy(table.layouts)), upload(self.staging)
         self.zero, self.one = upload(torch.zeros(1, device="cpu")), upload(torch.ones(1, device="cpu"))
         self.tables = (self.chunks, self.rows, self.layouts, self.dynamic, self.zero, self.one)
         self.grads, self.group_rows = self.own_views = self._views(self.dynamic)
@@ -268,44 +267,6 @@ class Stepper:
         if self.is_cuda and not self.capturing and not self.in_graph:
             for table in self.tables:
                 table.record_stream(torch.cuda.current_stream(self.device))
-
-    def _describe(self) -> tuple[np.ndarray, list[int]]:
-        """The table of tensors, and the layouts of those that are not flat. Sets what a gradient may not change.
-
-        A parameter whose gradient is missing has a row too, if it ever had one: it may come back.
-        """
-        rows = np.zeros((len(self.members), _ROW), dtype=np.int64)
-        rows[:, kernels.FIRST_CHUNK.value] = self.first_chunks[:-1]
-        rows[:, kernels.NUMEL.value] = self.numels
-        group_of = {id(group): i for i, group in enumerate(self.groups)}
-        kinds: dict[int, kernels.Kind] = {}
-        layouts: list[int] = []
-        self.unseen = []
-        for i, (member, fact) in enumerate(zip(self.members, self.watch.facts, strict=True)):
-            state = self.owner.state.peek(member.param)
-            momentum = local(state.get("momentum_buffer")) if member.group["momentum"] != 0 else None
-            master = local(state.get("master_weight")) if wants_master(self.owner, member.param) else None
-            needed = [member.group["momentum"] != 0 and momentum is None, _is_missing(self.owner, member, master)]
-            if fact is None or any(needed):
-                self.unseen.append(i)
-                continue
-            param, grad = self.watch.inner[i], self.watch.grads[i]
-            aligned = grad is None or grad.data_ptr() % 16 == 0
-            kinds[i] = _kind(param, fact, aligned, momentum, master, self.owner.stochastic_rounding)
-            rows[i, kernels.PARAM.value] = param.data_ptr()
-            rows[i, kernels.MOMENTUM.value] = 0 if momentum is None else momentum.data_ptr()
-            rows[i, kernels.MASTER.value] = 0 if master is None else master.data_ptr()
-            rows[i, kernels.GROUP.value] = group_of[id(member.group)]
-            rows[i, kernels.LAYOUT.value] = len(layouts)
-            if kinds[i].strided:
-                layouts += _layout(param, fact, momentum, master)
-        names = sorted(set(map(str, kinds.values())))  # in an order that does not depend on that of the parameters
-        for i, kind in kinds.items():
-            rows[i, kernels.KIND.value] = names.index(str(kind))
-        self.aligned = np.array([i in kinds and kinds[i].aligned for i in range(len(self.members))], dtype=bool)
-        self.all_aligned = bool(self.aligned.all())
-        self.kinds = ";".join(names)
-        return rows, layouts
 
     def _make_state(self, i: int, member: Member) -> None:
         """What the step of a parameter needs and the optimizer does not have yet."""
@@ -396,40 +357,3 @@ class Stepper:
         if self.is_cuda and self.device.index != torch.cuda.current_device():
             return torch.cuda.device(self.device)
         return contextlib.nullcontext()
-
-
-def _is_missing(owner: Any, member: Member, master: Tensor | None) -> bool:
-    return wants_master(owner, member.param) and master is None
-
-
-def _kind(
-    param: Tensor,
-    grad: tuple[Any, ...],
-    grad_aligned: bool,
-    momentum: Tensor | None,
-    master: Tensor | None,
-    stochastic_rounding: bool,
-) -> kernels.Kind:
-    """`grad` is what watch.py knows of the gradient: dtype, device, shape, strides."""
-    own = [tensor for tensor in (param, momentum, master) if tensor is not None]
-    order = flat_order(param.shape, param.stride())
-    orders = [flat_order(grad[2], grad[3]), *(flat_order(tensor.shape, tensor.stride()) for tensor in own)]
-    return kernels.Kind(
-        param=param.dtype,
-        grad=grad[0],
-        momentum=None if momentum is None else momentum.dtype,
-        master=master is not None,
-        stochastic=stochastic_rounding and param.dtype in HALF,
-        strided=order is None or any(other != order for other in orders),
-        aligned=grad_aligned and all(tensor.data_ptr() % 16 == 0 for tensor in own),
-    )
-
-
-def _layout(param: Tensor, grad: tuple[Any, ...], *others: Tensor | None) -> list[int]:
-    """How to find an element of each tensor from its number in row-major order."""
-    dims = [dim for dim in reversed(range(param.dim())) if param.shape[dim] > 1]
-    layout = [len(dims)]
-    for dim in dims:
-        layout += [param.shape[dim], param.stride(dim), grad[3][dim]]
-        layout += [0 if tensor is None else tensor.stride(dim) for tensor in others]
-    return layout
