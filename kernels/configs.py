@@ -239,8 +239,8 @@ def elementwise_tile(columns: int) -> tuple[int, int]:
     return ELEMENTWISE_TILE // block_m, block_m
 
 
-# SGD: elementwise over chunks of tensors. 8 numbers a thread are one or two wide loads of each operand, and few enough
-# registers for every warp that a multiprocessor holds: 2048 threads with 64 to 96 bytes in flight each are 130 kB or more.
+# SGD: elementwise over chunks of tensors. 8 numbers a thread are one or two wide loads of each operand; the compiled code
+# leaves room for 4 programs or more on a multiprocessor (2 of float64), with 40 kB or more of loads in flight.
 
 SGD_BLOCK = 2048
 SGD_WARPS = 8
