@@ -25,7 +25,7 @@ setup(
     packages=["gdcore", "gdcore.backends", "gdcore.sgd", "gdcore.kernels", "gdcore.bench"],
     package_dir={"gdcore": "gdcore", "gdcore.kernels": "kernels", "gdcore.bench": "bench"},
     package_data={"gdcore": ["py.typed"], "gdcore.kernels": ["*.json"], "gdcore.bench": ["data/*.json", "data/*.md"]},
-    install_requires=["numpy>=1.26", "torch>=2.9", "triton>=3.6; platform_system == 'Linux'"],
+    install_requires=["numpy>=1.26", "platformdirs>=4", "torch>=2.9", "triton>=3.6; platform_system == 'Linux'"],
     extras_require={"bench": BENCH, "test": TEST + BENCH, "lessons": ["matplotlib>=3.8"]},
     entry_points={"console_scripts": ["gdcore-bench = gdcore.bench.__main__:main"]},
     classifiers=[

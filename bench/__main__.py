@@ -1,14 +1,16 @@
-"""The command line: `python -m gdcore.bench` runs the benchmark, `python -m gdcore.bench readme FILE` writes its figures down."""
+"""The command line, `gdcore-bench` or `python -m gdcore.bench`: run, report, compare, explain, tune, readme."""
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 INTERRUPTED = 130
+MOST_SEEDS = 1 << 63
 EXTRAS = ("rich", "matplotlib")  # what only the benchmark needs
-COMMANDS = ("run", "readme")
+COMMANDS = ("run", "report", "compare", "explain", "tune", "readme")
 
 
 class Parser(argparse.ArgumentParser):
@@ -20,24 +22,40 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> Parser:
     """The commands and their options. With no command it is `run`."""
+    from . import compare, explain, selection, tune
+
     top = Parser(
         prog="gdcore.bench",
-        description="Compares gdcore with stock PyTorch: parity, speed, memory, training on real data.",
+        description="Compares gdcore with stock PyTorch and other peers: parity, speed, memory, training on real data.",
         epilog="Without a command it is run. Its options: python -m gdcore.bench run --help",
     )
-    commands = top.add_subparsers(dest="command", metavar="{run,readme}", parser_class=Parser)
-    statuses = "Exit status: 0; 1 where parity fails or a training run differs; 2 for bad input."
-    run = commands.add_parser("run", help="measure (this is the default)", description=statuses)
+    commands = top.add_subparsers(dest="command", metavar="{" + ",".join(COMMANDS) + "}", parser_class=Parser)
+
+    def command(name: str, does: Callable[[argparse.Namespace], int], said: str, more: str = "") -> Parser:
+        made = commands.add_parser(name, help=said, description=f"{said[0].upper()}{said[1:]}. {more}")
+        made.set_defaults(does=does)
+        return made
+
+    statuses = "Exit status: 0; 1 where parity fails or a run differs from published figures; 2 for bad input."
+    run = command("run", start_or_resume, "measure (this is the default)", statuses)
     run.add_argument(
         "--profile",
-        help="quick (the default, under three minutes on two cores), smoke (seconds, tiny sizes), or sgd (the optimizer "
-        "alone, at every size, with a compiled step everywhere: many minutes on a CPU)",
+        help="quick (the default: two minutes on two CPU cores), full (under eight minutes on a GPU, longer on a CPU) or "
+        "smoke (seconds, tiny sizes)",
     )
-    run.add_argument("--only", metavar="PATTERN", help="only what has this in its name: a part of it, or a shell glob")
+    selection.add_arguments(run)
     run.add_argument("--out", type=Path, metavar="FILE", help="the result file (default: bench-results/<time>.json)")
-    run.add_argument("--resume", type=Path, metavar="FILE", help="go on with this result file")
-    run.add_argument("--no-training", action="store_true", help="leave out the training runs")
-    readme = commands.add_parser("readme", help="write a result file's figures into README.md and docs/")
+    run.add_argument("--resume", type=Path, metavar="FILE", help="go on with this result file, and its selection")
+    run.add_argument("--seed", type=int, metavar="N", help="of the random inputs (default: 0)")
+    report = command("report", write_report, "make a page of a result file, to be opened in a browser")
+    report.add_argument("result", type=Path, metavar="RESULT.json")
+    report.add_argument("--out", type=Path, metavar="PAGE.html", help="default: beside the result file")
+    compare.add_arguments(
+        command("compare", compare.command, "what became slower, wrong or larger between two results")
+    )
+    explain.add_arguments(command("explain", explain.command, "what gdcore does with one shape, and why"))
+    tune.add_arguments(command("tune", tune.command, "search tile configurations for this machine's GPU"))
+    readme = command("readme", write_readme, "write a result file's figures into README.md and docs/")
     readme.add_argument("result", type=Path, metavar="RESULT.json")
     readme.add_argument("--readme", type=Path, default=Path("README.md"), metavar="FILE", help="default: README.md")
     return top
@@ -45,38 +63,56 @@ def parser() -> Parser:
 
 def start_or_resume(options: argparse.Namespace) -> int:
     """`run`: checks what was asked for, then measures."""
-    from . import machine, report, runner
-    from .cases import PROFILES
+    from . import console, machine, runner, selection
     from .results import BadInput, Results, default_path
 
-    if options.profile is not None and options.profile not in PROFILES:
-        raise BadInput(f"unknown profile {options.profile!r}: it must be one of {', '.join(PROFILES)}")
+    asked = selection.selected(options)
+    if options.seed is not None and not 0 <= options.seed < MOST_SEEDS:
+        raise BadInput(f"--seed is {options.seed}, it must be a whole number from 0 to 2^63 - 1")
     device = machine.device_here()
     here = {"machine": machine.describe_machine(device), "versions": machine.versions()}
     if options.resume:
+        if options.seed is not None:
+            raise BadInput("--seed cannot change when a run is resumed: the file has its own")
         results = Results.resumed(options.resume, options.out or options.resume, profile=options.profile, **here)
+        asked = selection.Selection.from_json(results.document["selection"]) if asked.empty else asked
     else:
         profile = options.profile or "quick"
-        results = Results.new(options.out or default_path(), profile=profile, seed=0, commit=machine.commit(), **here)
-    chosen = runner.choose(results.document["profile"], device, options.only, not options.no_training)
-    results.save()  # a folder that cannot be written shows now, not after the work
-    console = report.make_console()
-    report.header(console, results.document, results.path)
+        given = {"profile": profile, "selection": asked.to_json(), "seed": options.seed or 0}
+        results = Results.new(options.out or default_path(), **given, commit=machine.commit(), **here)
+    out = console.make_console()
     try:
-        return runner.run(results, chosen, device, console)
+        return runner.run(results, asked, device, out)
     except KeyboardInterrupt:
-        console.print(
-            f"\nInterrupted. What was measured is saved: {len(results.document['cases'])} cases.", soft_wrap=True
-        )
+        if not results.saved:
+            out.print("\nInterrupted. Nothing was measured yet.")
+            return INTERRUPTED
+        results.save()  # it may have come while a row was being saved
+        done = len(results.document["cases"])
+        out.print(f"\nInterrupted. What was measured is saved: {done} case{'s' * (done != 1)}.", soft_wrap=True)
         return INTERRUPTED
     finally:
-        console.print(f"\nSaved in {results.path}", soft_wrap=True)
-        if not results.document["finished"]:
-            console.print(f"Go on with: python -m gdcore.bench --resume {results.path}", soft_wrap=True)
+        if results.saved:
+            out.print(f"\nSaved in {results.path}", soft_wrap=True)
+            if not results.document["finished"]:
+                out.print(f"Go on with: python -m gdcore.bench --resume {results.path}", soft_wrap=True)
+            else:
+                out.print(f"As a page: python -m gdcore.bench report {results.path}", soft_wrap=True)
+
+
+def write_report(options: argparse.Namespace) -> int:
+    """`report`: a page that needs nothing but a browser."""
+    from . import page
+    from .results import read
+
+    out = options.out or options.result.with_suffix(".html")
+    page.write(read(options.result), out)
+    print(f"wrote {out}")
+    return 0
 
 
 def write_readme(options: argparse.Namespace) -> int:
-    """`readme`: the figures of a committed result file, in words, a table and a picture."""
+    """`readme`: the figures of a committed result file, in words, tables and pictures."""
     from . import readme
 
     for path in readme.update(options.result, options.readme):
@@ -89,11 +125,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] not in (*COMMANDS, "-h", "--help"):
         given.insert(0, "run")
-    options = parser().parse_args(given)
     from .results import BadInput
 
     try:
-        return write_readme(options) if options.command == "readme" else start_or_resume(options)
+        options = parser().parse_args(given)
+        return options.does(options)
     except BadInput as error:
         print(f"gdcore.bench: {error}", file=sys.stderr)
     except ModuleNotFoundError as error:
@@ -103,6 +139,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"gdcore.bench: {error.name} is not installed; the benchmark needs: pip install 'gdcore[bench]'",
             file=sys.stderr,
         )
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone
+        with contextlib.suppress(OSError):
+            sys.stdout.close()
     return 2
 
 

@@ -1,18 +1,31 @@
-"""What is measured: a case is a shape, a dtype and the gradients that are wanted. Profiles are lists of cases."""
+"""linear_mse as a case: a shape, a dtype, and what is asked for: the loss, its gradients, or a whole training step."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+import gdcore
+
+from . import datasets, linear_peers
+from .peers import Bind, Named, Peer, as_tensor
+
 REGIMES = {"A": "skinny", "B": "tall", "C": "compute", "D": "tiny", "F": "wide"}
+OPS = ("forward", "backward", "step")
+GRADIENTS = {"weight": "dW", "input": "dX", "bias": "db"}
+STEPS = 3  # of an update, before parity is judged
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """linear_mse on X (n, k), W (m, k) and Y (n, m); `wanted` names the gradients, none of them means the loss alone."""
+    """linear_mse on X (n, k), W (m, k) and Y (n, m); `wanted` names the gradients.
+
+    forward: the loss alone, nothing recorded. backward: the loss and the wanted gradients. step: loss, gradients, and a
+    plain SGD update of weight (and bias).
+    """
 
     regime: str  # a key of REGIMES
     n: int
@@ -20,42 +33,121 @@ class Case:
     m: int
     dtype: torch.dtype = torch.float32
     wanted: tuple[str, ...] = ("weight",)
-    seconds: float = 2.5  # about how long the timing of all peers together may take
+    op: str = "backward"
+    data: str = "normal"  # or a table of datasets.TABLES, whose sizes n, k, m then are
+    compilers: tuple[str, ...] = ()
+    seconds: float = 1.0
+    kind: ClassVar[str] = "linear_mse"
+    bandwidth: ClassVar[str] = "read"
 
     @property
     def name(self) -> str:
         """Reads as a sentence and is the case's key in result files: skinny-10000000x2x1-float32-dW."""
-        gradients = "+".join({"weight": "dW", "input": "dX", "bias": "db"}[name] for name in self.wanted) or "loss"
-        return f"{REGIMES[self.regime]}-{self.n}x{self.k}x{self.m}-{dtype_name(self.dtype)}-{gradients}"
+        gradients = "+".join(GRADIENTS[name] for name in self.wanted)
+        asked = {"forward": "loss", "backward": gradients, "step": f"{gradients}-step"}[self.op]
+        data = "" if self.data == "normal" else f"-{self.data}"
+        return f"{REGIMES[self.regime]}-{self.n}x{self.k}x{self.m}-{dtype_name(self.dtype)}-{asked}{data}"
+
+    @property
+    def products(self) -> int:
+        """X Wᵀ, then EᵀX for dW and E W for dX."""
+        return 1 + (self.op != "forward") * sum(name in self.wanted for name in ("weight", "input"))
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Numbers in each operand."""
+        return {"input": self.n * self.k, "weight": self.m * self.k, "bias": self.m, "target": self.n * self.m}
 
     @property
     def minimal_bytes(self) -> int:
-        """Every operand read once and every wanted gradient written once."""
-        sizes = {"input": self.n * self.k, "weight": self.m * self.k, "bias": self.m}
-        read = sizes["input"] + sizes["weight"] + self.n * self.m + (sizes["bias"] if "bias" in self.wanted else 0)
-        return (read + sum(sizes[name] for name in self.wanted)) * self.dtype.itemsize
+        """Every operand read once; every wanted gradient, or updated parameter, written once."""
+        read = [name for name in self.sizes if name != "bias" or "bias" in self.wanted]
+        written = () if self.op == "forward" else self.wanted
+        return sum(self.sizes[name] for name in (*read, *written)) * self.dtype.itemsize
 
     @property
     def flops(self) -> int:
-        """Multiplications and additions of the products: X Wᵀ, then EᵀX for dW and E W for dX."""
-        return 2 * self.n * self.k * self.m * (1 + sum(name in self.wanted for name in ("weight", "input")))
+        """Multiplications and additions of the products."""
+        return 2 * self.n * self.k * self.m * self.products
 
     @property
     def bytes_needed(self) -> int:
         """An upper guess of the memory that the case takes: inputs, their float64 copies, and three N x M temporaries in float64."""
-        inputs = self.n * self.k + self.m * self.k + self.n * self.m
+        inputs = sum(self.sizes.values())
         gradients = self.n * self.k if "input" in self.wanted else 0
         return (inputs + gradients) * (self.dtype.itemsize + 8) + 3 * 8 * self.n * self.m
 
+    @property
+    def lr(self) -> float:
+        """A tenth of what unit-variance features allow: the largest curvature is about 2/M (1 + √(K/N))²."""
+        return 0.1 * self.m / (1 + (self.k / self.n) ** 0.5) ** 2
 
-@dataclass(frozen=True, slots=True)
-class Tensors:
+    @property
+    def peers(self) -> Sequence[Peer]:
+        return linear_peers.PEERS
+
+    def describe(self) -> dict:
+        label = f"{self.n:,} × {self.k:,} × {self.m:,}"
+        return {
+            "label": label if self.data == "normal" else f"{label} ({self.data})",
+            "n": self.n,
+            "k": self.k,
+            "m": self.m,
+            "dtype": dtype_name(self.dtype),
+            "wanted": list(self.wanted) if self.op != "forward" else [],
+            "data": self.data,
+        }
+
+    def draw(self, device: torch.device, seed: int) -> "Tensors":
+        return make_tensors(self, device, seed)
+
+    def widened(self, operands: "Tensors") -> "Tensors":
+        return Tensors(*(None if t is None else t.detach().double().requires_grad_(t.requires_grad) for t in operands))
+
+    def results(self, bind: Bind, operands: "Tensors") -> Named:
+        names = ("loss", *(() if self.op == "forward" else self.wanted))
+        start = {name: getattr(operands, name).detach().clone() for name in self.wanted} if self.op == "step" else {}
+        call = bind(operands)
+        for _ in range(STEPS):
+            found = call()
+        found = {name: as_tensor(t).detach().clone() for name, t in zip(names, found, strict=True)}
+        with torch.no_grad():
+            for name, values in start.items():
+                getattr(operands, name).copy_(values)
+        return found
+
+    def plan(self, operands: "Tensors") -> gdcore.plan.Plan:
+        with torch.set_grad_enabled(self.op != "forward"):
+            return gdcore.explain(operands.input, operands.weight, operands.target, operands.bias).plan
+
+
+class Tensors(NamedTuple):
     """One case's operands; those whose gradient is wanted are leaves that require it."""
 
     input: Tensor  # (n, k)
     weight: Tensor  # (m, k)
     target: Tensor  # (n, m)
-    bias: Tensor | None  # (m,)
+    bias: Tensor | None = None  # (m,)
+
+
+def make_tensors(case: Case, device: torch.device, seed: int) -> Tensors:
+    """Random normal operands, or a real table's; W scaled so that predictions have unit variance. The same seed, the same case."""
+    generator = None if device.type == "meta" else torch.Generator(device).manual_seed(seed)
+
+    def draw(*shape: int, scale: float = 1.0) -> Tensor:
+        values = torch.empty(shape, device=device, dtype=torch.float32).normal_(0, scale, generator=generator)
+        return values.to(case.dtype)
+
+    bias = draw(case.m) if "bias" in case.wanted else None
+    if case.data == "normal":
+        x, y = draw(case.n, case.k), draw(case.n, case.m)
+    else:
+        x, y = (t.to(device, case.dtype) for t in datasets.TABLES[case.data]())
+    tensors = Tensors(x, draw(case.m, case.k, scale=case.k**-0.5), y, bias)
+    if case.op != "forward":
+        for name in case.wanted:
+            getattr(tensors, name).requires_grad_()
+    return tensors
 
 
 def matches(name: str, pattern: str | None) -> bool:
@@ -71,74 +163,12 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def make_tensors(case: Case, device: torch.device, seed: int) -> Tensors:
-    """Random normal operands, W scaled so that predictions and targets have unit variance. The same seed gives the same case."""
-    generator = None if device.type == "meta" else torch.Generator(device).manual_seed(seed)
-
-    def draw(*shape: int, scale: float = 1.0) -> Tensor:
-        values = torch.empty(shape, device=device, dtype=torch.float32).normal_(0, scale, generator=generator)
-        return values.to(case.dtype)
-
-    bias = draw(case.m) if "bias" in case.wanted else None
-    tensors = Tensors(draw(case.n, case.k), draw(case.m, case.k, scale=case.k**-0.5), draw(case.n, case.m), bias)
-    for name in case.wanted:
-        getattr(tensors, name).requires_grad_()
-    return tensors
-
-
-BOTH = ("input", "weight")
-
-CPU_QUICK = (
-    Case("D", 100, 2, 1),
-    Case("D", 1_000, 10, 1),
-    Case("A", 50_000, 8, 1, seconds=2.0),
-    Case("A", 20_000, 64, 10, seconds=2.0),
-    Case("A", 10_000_000, 2, 1),
-    Case("A", 2_000_000, 64, 1),
-    Case("A", 500_000, 256, 1),
-    Case("A", 500_000, 64, 1, dtype=torch.bfloat16),
-    Case("B", 500_000, 64, 64),
-    Case("B", 200_000, 64, 64, wanted=BOTH),
-    Case("B", 65_536, 512, 512, seconds=4.0),
-    Case("C", 8_192, 2_048, 2_048, seconds=4.0),
-)
-CUDA_QUICK = (
-    Case("D", 100, 2, 1),
-    Case("D", 1_000, 10, 1),
-    Case("A", 100_000_000, 2, 1),
-    Case("A", 10_000_000, 2, 1),
-    Case("A", 10_000_000, 3, 1),
-    Case("A", 20_000_000, 16, 1),
-    Case("A", 2_000_000, 64, 1),
-    Case("A", 2_000_000, 256, 1),
-    Case("A", 2_000_000, 64, 16),
-    Case("A", 2_000_000, 64, 1, dtype=torch.bfloat16),
-    Case("A", 2_000_000, 64, 1, wanted=BOTH),
-    Case("B", 500_000, 64, 64),
-    Case("B", 1_000_000, 128, 64, dtype=torch.bfloat16),
-    Case("B", 1_000_000, 256, 64, dtype=torch.bfloat16),
-    Case("B", 1_000_000, 256, 64, dtype=torch.bfloat16, wanted=BOTH),
-    Case("B", 65_536, 512, 512),
-    Case("C", 8_192, 2_048, 2_048, dtype=torch.bfloat16),
-    Case("C", 8_192, 4_096, 4_096, dtype=torch.bfloat16),
-    Case("C", 8_192, 8_192, 8_192, dtype=torch.bfloat16),
-    Case("C", 8_192, 8_192, 8_192, dtype=torch.bfloat16, wanted=BOTH),
-    Case("C", 8_192, 2_048, 2_048),
-    Case("F", 65_536, 1_024, 32_768, dtype=torch.bfloat16),
-)
-SMOKE = (
-    Case("D", 100, 2, 1, seconds=0.1),
-    Case("A", 50_000, 3, 1, wanted=("weight", "bias"), seconds=0.1),
-    Case("B", 20_000, 16, 8, wanted=BOTH, seconds=0.1),
-)
-PROFILES: dict[str, dict[str, tuple[Case, ...]]] = {
-    "quick": {"cpu": CPU_QUICK, "cuda": CUDA_QUICK},
-    "smoke": {"cpu": SMOKE, "cuda": SMOKE},
-    "sgd": {"cpu": (), "cuda": ()},  # the optimizer's own (sgd_cases.py), which every profile has some of
-}
-
-
-def select(profile: str, device_type: str, pattern: str | None = None) -> tuple[Case, ...]:
-    """The profile's cases for a device type, in order; with a pattern, those that it matches."""
-    cases: Iterable[Case] = PROFILES[profile][device_type]
-    return tuple(case for case in cases if matches(case.name, pattern))
+def regime_of(n: int, k: int, m: int) -> str:
+    """The regime of a shape that no profile names."""
+    if n * (k + m) <= 100_000:
+        return "D"
+    if k <= 256 and m <= 16:
+        return "A"
+    if k <= 512 and m <= 512:
+        return "B"
+    return "F" if n * m >= 1 << 31 else "C"

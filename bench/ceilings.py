@@ -4,13 +4,14 @@ They turn a case's bytes and FLOPs into a floor: the time below which no impleme
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
 
-from .cases import Case, dtype_name
+from .cases import dtype_name
+from .peers import Workload
 from .timing import DeviceClock, WallClock, calibrate
 
 BUDGET = 1.5  # seconds for one ceiling's samples: half products are emulated on many CPUs
@@ -30,16 +31,16 @@ class Ceilings:
     def rate(self, dtype: torch.dtype) -> float:
         """FLOP per second of products. Half types can be widened first, which is faster where they are emulated."""
         names = {dtype_name(dtype)} | ({"float32"} if dtype.itemsize < 4 else set())
-        return max(self.product[name] for name in names)
+        return max(self.product[name] for name in names if name in self.product)
 
-    def floor_seconds(self, case: Case) -> tuple[float, str]:
+    def floor_seconds(self, case: Workload) -> tuple[float, str]:
         """The case's floor here, and what sets it: memory or arithmetic."""
-        by_bytes = case.minimal_bytes / self.read
-        by_flops = case.flops / self.rate(case.dtype)
+        by_bytes = case.minimal_bytes / getattr(self, case.bandwidth)
+        by_flops = 0.0 if case.kind == "sgd" else case.flops / self.rate(case.dtype)
         return (by_bytes, "memory") if by_bytes >= by_flops else (by_flops, "arithmetic")
 
 
-def measure(device: torch.device, dtypes: set[torch.dtype], *, small: bool = False) -> Ceilings:
+def measure(device: torch.device, dtypes: Iterable[torch.dtype], *, small: bool = False) -> Ceilings:
     """The best of many short samples each; random data, since products of zeros run at a higher clock."""
     clock = DeviceClock(device) if device.type == "cuda" else WallClock(device)
 
@@ -59,7 +60,7 @@ def measure(device: torch.device, dtypes: set[torch.dtype], *, small: bool = Fal
     )
     copy = 2 * source.nbytes / best(partial(target.copy_, source))
     product = {}
-    for dtype in sorted(dtypes | {torch.float32}, key=dtype_name):
+    for dtype in sorted({*dtypes, torch.float32}, key=dtype_name):
         side = 256 if small else 8192 if device.type == "cuda" else 1024 if dtype.itemsize >= 4 else 512
         a, b = (torch.empty(side, side, device=device).normal_().to(dtype) for _ in range(2))
         product[dtype_name(dtype)] = 2 * side**3 / best(partial(torch.mm, a, b))

@@ -46,8 +46,24 @@ def describe_machine(device: torch.device) -> dict:
             "sms": properties.multi_processor_count,
             "l2_bytes": properties.L2_cache_size,
             "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
+            "driver": _driver(),
         }
     return machine
+
+
+def _driver() -> str | None:
+    """The NVIDIA driver's version, from the kernel module or the management library; None where neither tells."""
+    text = _first_field("/proc/driver/nvidia/version", "NVRM version")
+    if text:
+        return next((word for word in text.split() if word[:1].isdigit() and "." in word), text)
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        version = pynvml.nvmlSystemGetDriverVersion()
+    except Exception:  # not installed, or no permission
+        return None
+    return version if isinstance(version, str) else version.decode()
 
 
 def versions() -> dict[str, str | None]:
@@ -57,7 +73,7 @@ def versions() -> dict[str, str | None]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-    for name in ("triton", "numpy", "scikit-learn"):
+    for name in ("triton", "numpy", "scikit-learn", "jax"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

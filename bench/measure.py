@@ -1,17 +1,34 @@
-"""One case from beginning to end: operands, parity, and only then speed."""
+"""One case from beginning to end: operands, parity, and only then speed and memory."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
-import gdcore
-
-from . import parity, timing
-from .cases import Case, Tensors, dtype_name, make_tensors
+from . import memory, parity
 from .ceilings import Ceilings
+from .gpu_clocks import Clocks
+from .linear_peers import captured
 from .machine import free_bytes
-from .peers import OURS, PEERS, Call, Peer, bind, in_one_line
+from .peers import AGAIN, COMPILERS, JAX, OURS, Bind, Call, LeftOut, Named, Peer, Workload, in_one_line
+from .roofline import explained, predicted_seconds
+from .timing import (
+    DEVICE,
+    MARGIN,
+    REPLAY,
+    WALL,
+    DeviceClock,
+    ReplayClock,
+    Replays,
+    WallClock,
+    compare,
+    headline,
+    interleave,
+    quantiles,
+)
+
+MOST_SETS = 6  # of inputs that replays rotate over
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,77 +38,171 @@ class Setting:
     device: torch.device
     seed: int
     ceilings: Ceilings
-    peers: Sequence[Peer] = PEERS
+    only: tuple[str, ...] | None = None  # peers asked for by name; None: all that the profile has
+    pace: float = 1.0  # of each case's seconds: less where the profile's time runs out
+    compile: bool = True  # whether there is time left to compile
+
+    def at(self, pace: float, may_compile: bool) -> "Setting":
+        """The same at another pace."""
+        return replace(self, pace=pace, compile=may_compile)
 
 
-def measure_case(case: Case, setting: Setting) -> dict:
+def measure_case(case: Workload, setting: Setting) -> dict:
     """The case's row for the result file. `failed` says in words why gdcore got no speed figure, or is None."""
-    row = {
-        "regime": case.regime,
-        "n": case.n,
-        "k": case.k,
-        "m": case.m,
-        "dtype": dtype_name(case.dtype),
-        "wanted": list(case.wanted),
-    }
+    row: dict[str, Any] = {"kind": case.kind, "op": case.op, "regime": case.regime, **case.describe()}
     free = free_bytes(setting.device)
     if free is not None and case.bytes_needed > free:
         return row | {"skipped": f"it takes about {case.bytes_needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"}
     try:
-        tensors = make_tensors(case, setting.device, setting.seed)
-        truth = parity.exact(case, tensors)
-        stock = parity.stock(case, tensors)
+        operands = case.draw(setting.device, setting.seed)
+        oracle = case.peers[0].prepare(case, setting.device)
+        wide = case.widened(operands)
+        truth = case.results(oracle, wide)
+        del wide
+        stock = case.results(oracle, operands)
     except torch.OutOfMemoryError as error:
         return row | {"skipped": in_one_line(error)}
-    row["plan"] = _plan(tensors)
-    row["floor_seconds"], row["bound_by"] = setting.ceilings.floor_seconds(case)
-    row["peers"], calls = _check_all(case, setting.peers, tensors, truth, stock)
+    except ImportError as error:  # the data set's library
+        return row | {"skipped": in_one_line(error)}
+    floor, bound_by = setting.ceilings.floor_seconds(case)
+    row |= {"bytes": case.minimal_bytes, "flops": case.flops, "floor_seconds": floor, "bound_by": bound_by}
+    row |= _plan(case, operands, setting.ceilings) | {"peers": {}, "problems": []}
+    binds = {}
+    for peer in case.peers:
+        entry, bind = _check(case, peer, setting, operands, truth, stock)
+        row["peers"][peer.name] = entry
+        row["problems"] += [f"{peer.name}: {problem}" for problem in entry.pop("problems", ())]
+        if bind is not None:
+            binds[peer.name] = bind
     del truth, stock
     row["failed"] = row["peers"][OURS].get("failure")
-    return row | ({} if row["failed"] else _time_all(case, calls, row["peers"], setting))
+    if OURS not in binds:
+        return row
+    if setting.device.type == "cuda":
+        for name, bind in binds.items():
+            row["peers"][name]["peak_bytes"] = memory.peak_of(bind, operands, setting.device)
+    return row | _time_all(case, binds, row, operands, setting)
 
 
-def _plan(tensors: Tensors) -> dict:
-    """What the library says it does for these tensors."""
-    plan = gdcore.explain(tensors.input, tensors.weight, tensors.target, tensors.bias).plan
+def _plan(case: Workload, operands: Any, ceilings: Ceilings) -> dict:
+    """What the library says that it does for these operands, and how long that would take here."""
+    plan = case.plan(operands)
+    if plan is None:
+        return {}
     return {
-        "backend": plan.backend,
-        "path": plan.path,
-        "why": plan.why,
-        "bytes": plan.bytes_read + plan.bytes_written,
-        "flops": plan.flops,
-        "workspace_bytes": plan.workspace_bytes,
+        "plan": {
+            "backend": plan.backend,
+            "path": plan.path,
+            "why": plan.why,
+            "bytes": plan.bytes_read + plan.bytes_written,
+            "flops": plan.flops,
+            "workspace_bytes": plan.workspace_bytes,
+            "predicted_seconds": predicted_seconds(plan, case.dtype, ceilings),
+        }
     }
 
 
-def _check_all(
-    case: Case, peers: Sequence[Peer], tensors: Tensors, truth: parity.Named, stock: parity.Named
-) -> tuple[dict[str, dict], dict[str, Call]]:
-    """Every peer's parity, or why it has none; and the calls of those that passed."""
-    entries, calls = {}, {}
-    for peer in peers:
+def _check(
+    case: Workload, peer: Peer, setting: Setting, operands: Any, truth: Named, stock: Named
+) -> tuple[dict, Bind | None]:
+    """A peer's entry, with its parity or why it has none; and how to call it, if it is right."""
+    entry: dict[str, Any] = {"what": peer.what}
+    try:
+        _may_run(case, peer.name, setting)
+        bind = peer.prepare(case, setting.device)
+        found = case.results(bind, operands)
+        if not peer.comparable:
+            return entry | {"score": case.score(found), "another_algorithm": True}, bind
+        entry["parity"] = parity.judge(case.kind, found, truth, stock)
+        if case.kind == "run":
+            entry |= {"score": case.score(found), "problems": case.problems(found)}
+    except LeftOut as reason:
+        return entry | {"left_out": str(reason)}, None
+    except Exception as error:  # whatever a peer raises is its result
+        return entry | {"failure": in_one_line(error)}, None
+    if entry["parity"]["passed"]:
+        return entry, bind
+    return entry | {"failure": "; ".join(entry["parity"]["failures"])}, None
+
+
+def _may_run(case: Workload, peer: str, setting: Setting) -> None:
+    """Raises LeftOut for a peer that this run, or this case of its profile, does without."""
+    if setting.only is not None and peer not in (*setting.only, case.peers[0].name, OURS):
+        raise LeftOut("not asked for")
+    if peer in COMPILERS and setting.only is None:
+        if peer not in case.compilers:
+            raise LeftOut(f"this profile does not compile it for this case; --peer {peer} does")
+        if not setting.compile:
+            raise LeftOut("the profile's time was used up before it could be compiled")
+
+
+def _time_all(case: Workload, binds: dict[str, Bind], row: dict, operands: Any, setting: Setting) -> dict:
+    """Adds each peer's samples to its entry; returns gdcore's comparison with every peer, the fastest of them, and itself."""
+    device, clocks = setting.device, Clocks(setting.device)
+    found: dict[str, Any] = {"comparisons": {}, "best": {}, "noise": {}}
+    columns = (WALL,) if device.type == "cpu" or case.kind == "run" else (DEVICE, REPLAY, WALL)
+    for column in columns:
+        sets = _sets(case, operands, setting) if column == REPLAY else [operands]
+        calls = _calls(column, {**binds, AGAIN: binds[OURS]}, sets, row["peers"])
+        clock = {WALL: WallClock, DEVICE: DeviceClock, REPLAY: ReplayClock}[column](device)
+        samples = interleave(calls, clock, seconds=case.seconds * setting.pace / len(columns))
+        again = samples.pop(AGAIN, None)
+        for name, values in samples.items():
+            row["peers"][name].setdefault("times", {})[column] = {"samples": values, **quantiles(values)}
+        if OURS in samples and again:
+            _compare(found, column, samples, again, row["peers"])
+    column = found["column"] = headline(case.regime, case.kind, device)
+    if column not in found["noise"]:
+        row["failed"] = row["peers"][OURS].get("no_time", {}).get(column, "it could not be timed")
+        return found | {"clocks": clocks.report(), "explained": None}
+    said = explained(row | found, device.type) if "plan" in row else None
+    return found | {"clocks": clocks.report(), "explained": said}
+
+
+def _calls(column: str, binds: dict[str, Bind], sets: list, peers: dict[str, dict]) -> dict[str, Call]:
+    """What is timed in a column; a peer that cannot be says why in its entry."""
+    calls = {}
+    for name, bind in binds.items():
         try:
-            call = bind(peer.prepare(), case, tensors)
-            found = parity.check(case, call, truth, stock)
+            if name == JAX and column != WALL:
+                raise LeftOut("JAX launches on streams of its own: only end-to-end times compare")
+            calls[name] = _replays(bind, sets) if column == REPLAY else bind(sets[0])
+            calls[name]()
         except Exception as error:  # whatever a peer raises is its result
-            entries[peer.name] = {"failure": in_one_line(error)}
-            continue
-        entries[peer.name] = {"parity": found.to_json()}
-        if found.passed:
-            calls[peer.name] = call
-        else:
-            entries[peer.name]["failure"] = "; ".join(found.failures)
-    return entries, calls
+            if name in peers:
+                why = str(error) if isinstance(error, LeftOut) else in_one_line(error)
+                peers[name].setdefault("no_time", {})[column] = why
+            calls.pop(name, None)
+    return calls
 
 
-def _time_all(case: Case, calls: dict[str, Call], entries: dict[str, dict], setting: Setting) -> dict:
-    """Adds each peer's samples to its entry; returns gdcore's comparison with every peer, and with the fastest of them."""
-    clock = timing.clock_for(case.regime, setting.device)
-    samples = timing.interleave(calls, clock, seconds=case.seconds)
-    for name, values in samples.items():
-        entries[name] |= {"samples": values, **timing.quantiles(values)}
+def _replays(bind: Bind, sets: list) -> Replays:
+    """The call on each set of inputs as a graph; a peer that is one already keeps its own."""
+    kept = []
+    for operands in sets:
+        call = bind(operands)
+        kept.append((call, getattr(call, "graph", None)) if hasattr(call, "graph") else (call, *captured(call)))
+    return Replays([entry[1] for entry in kept], kept)
+
+
+def _sets(case: Workload, operands: Any, setting: Setting) -> list:
+    """The operands and as many more as together pass twice the cache, within a quarter of the free memory."""
+    cache = torch.cuda.get_device_properties(setting.device).L2_cache_size
+    wanted = min(MOST_SETS, 1 + math.ceil(2 * cache / max(1, case.minimal_bytes)))
+    affordable = (free_bytes(setting.device) or 0) // (4 * max(1, case.bytes_needed))
+    count = 1 if case.minimal_bytes > 4 * cache else max(1, min(wanted, 1 + affordable))
+    return [operands, *(case.draw(setting.device, setting.seed + i) for i in range(1, count))]
+
+
+def _compare(found: dict, column: str, samples: dict, again: list[float], peers: dict[str, dict]) -> None:
+    """gdcore against every peer. What differs by less than gdcore does from itself is the same."""
+    itself = compare(samples[OURS], again, AGAIN)
+    margin = max(MARGIN, itself.speedup, 1 / itself.speedup)
+    found["noise"][column] = {name: getattr(itself, name) for name in ("speedup", "low", "high")}
     comparisons = {
-        name: timing.compare(samples[OURS], samples[name], name).to_json() for name in samples if name != OURS
+        name: compare(samples[OURS], values, name, margin).to_json() for name, values in samples.items() if name != OURS
     }
-    best = min(comparisons.values(), key=lambda comparison: comparison["speedup"])
-    return {"clock": clock.name, "comparisons": comparisons, "best": best}
+    found["comparisons"][column] = comparisons
+    comparable = [c for name, c in comparisons.items() if not peers[name].get("another_algorithm")]
+    if comparable:
+        found["best"][column] = min(comparable, key=lambda comparison: comparison["speedup"])

@@ -1,28 +1,27 @@
 """How much memory does a call need beyond its inputs? The peak during one call, as a difference.
 
-On the CPU every figure comes from a fresh process, since a peak once reached stays in the statistics and freed
-memory stays in the allocator: `python -m gdcore.bench.memory N K M PEER` prints one as JSON.
+On the CPU this is measured in a process of its own, in which freed memory goes back to the system at once
+(MALLOC_MMAP_THRESHOLD_): elsewhere a peak once reached stays, since the allocator keeps what it has. That process,
+`python -m gdcore.bench.memory`, reads cases and peers as JSON and prints a line for each.
 """
 
 import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import gdcore
 
-from .cases import Case, make_tensors
-from .peers import OURS, PEERS, STOCK, bind, in_one_line
+from .cases import Case
+from .peers import Bind, in_one_line
 
-# The second has twice the rows of the first: what grows with N doubles, what is O(block) stays.
-SHAPES = ((500_000, 64, 64), (1_000_000, 64, 64))
-SMOKE_SHAPES = ((100_000, 16, 16),)
-MEASURED = (STOCK, OURS)
-TIMEOUT = 120
+LEAST_BYTES = 8 << 20  # of operands: below, pages and libraries are larger than what is sought
+SETTINGS = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 def _status(field: str) -> int:
@@ -33,68 +32,78 @@ def _status(field: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {field}")
 
 
-def measure_here(case: Case, peer: str, device: torch.device, seed: int = 0) -> int:
-    """Bytes that one call of a peer takes at its peak beyond what was held before it. Warmed up on a small case."""
-    function = next(p for p in PEERS if p.name == peer).prepare()
-    small = Case(case.regime, 64, case.k, case.m, case.dtype, case.wanted)
-    bind(function, small, make_tensors(small, device, seed))()
-    call = bind(function, case, make_tensors(case, device, seed))
+def peak_of(bind: Bind, operands: Any, device: torch.device) -> int:
+    """Bytes that a call takes at its peak beyond what was held before: on CUDA before it was bound, since a graph takes its
+    memory when it is captured; on the CPU before the call, since a compiler's own memory would hide everything else."""
     if device.type == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        call()
+        bind(operands)()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
+    call = bind(operands)
+    call()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # sets VmHWM back to VmRSS
     before = _status("VmRSS")
     call()
     return max(0, _status("VmHWM") - before)
 
 
-def _measure_in_fresh_process(shape: tuple[int, int, int], peer: str) -> dict:
+def measurable(row: Mapping) -> list[str]:
+    """The peers of a row whose memory on the CPU can be measured and is worth it: those that gave right results, once."""
+    if row["kind"] != "linear_mse" or row.get("bytes", 0) < LEAST_BYTES:
+        return []
+    known = {"peak_bytes", "no_memory"}
+    return [name for name, entry in row["peers"].items() if "times" in entry and not known & {*entry}]
+
+
+def measure_apart(rows: Iterable[Mapping], seed: int) -> Iterable[tuple[int, str, dict]]:
+    """(number of the row, peer, {"peak_bytes"} or {"no_memory": why}), one after the other, from a process of its own."""
+    jobs = [[_arguments(row), measurable(row)] for row in rows]
     root = str(Path(gdcore.__file__).parents[1])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    command = [sys.executable, "-m", "gdcore.bench.memory", *map(str, shape), peer]
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
-            check=False,
-            env={**os.environ, "PYTHONPATH": path},
-        )
-    except subprocess.TimeoutExpired:
-        return {"failure": f"no answer within {TIMEOUT} s"}
-    if done.returncode:
-        return {"failure": (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]}
-    return json.loads(done.stdout)
+    command = [sys.executable, "-m", "gdcore.bench.memory", str(seed)]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, **SETTINGS, "PYTHONPATH": path},
+    ) as process:
+        try:
+            process.stdin.write(json.dumps(jobs))
+            process.stdin.close()
+            for line in process.stdout:
+                yield tuple(json.loads(line))
+        finally:
+            process.kill()
 
 
-def measure(device: torch.device, *, small: bool = False) -> list[dict]:
-    """One row a shape: the peak of stock and of gdcore, with a failure in words where there is no figure."""
-    shapes = SMOKE_SHAPES if small else SHAPES
-    jobs = [(shape, peer) for shape in shapes for peer in MEASURED]
-    if device.type == "cuda":
-        peaks = [_measure_or_say(shape, peer, device) for shape, peer in jobs]
-    else:
-        with ThreadPoolExecutor(max_workers=2) as pool:
-            peaks = list(pool.map(lambda job: _measure_in_fresh_process(*job), jobs))
-    found = dict(zip(jobs, peaks, strict=True))
-    return [
-        {"n": n, "k": k, "m": m, "output_bytes": 4 * n * m, **{peer: found[(n, k, m), peer] for peer in MEASURED}}
-        for n, k, m in shapes
-    ]
+def _arguments(row: Mapping) -> dict:
+    return {name: row[name] for name in ("regime", "n", "k", "m", "dtype", "wanted", "op", "data")}
 
 
-def _measure_or_say(shape: tuple[int, int, int], peer: str, device: torch.device) -> dict:
-    try:
-        return {"peak_bytes": measure_here(Case("B", *shape), peer, device)}
-    except Exception as error:  # whatever a peer raises is its result
-        return {"failure": in_one_line(error)}
+def _case(arguments: Mapping) -> Case:
+    wanted = tuple(arguments["wanted"]) or ("weight",)
+    return Case(**{**arguments, "dtype": getattr(torch, arguments["dtype"]), "wanted": wanted})
+
+
+def _answer(jobs: list, seed: int) -> None:
+    """Prints a line for every peer of every case."""
+    device = torch.device("cpu")
+    for number, (arguments, peers) in enumerate(jobs):
+        case = _case(arguments)
+        operands = case.draw(device, seed)
+        for peer in case.peers:
+            if peer.name in peers:
+                try:
+                    found: dict[str, Any] = {"peak_bytes": peak_of(peer.prepare(case, device), operands, device)}
+                except Exception as error:  # whatever a peer raises is its result
+                    found = {"no_memory": in_one_line(error)}
+                print(json.dumps([number, peer.name, found]), flush=True)
 
 
 if __name__ == "__main__":
-    *sizes, name = sys.argv[1:]
-    print(json.dumps(_measure_or_say(tuple(map(int, sizes)), name, torch.device("cpu"))))
+    _answer(json.load(sys.stdin), int(sys.argv[1]))

@@ -1,12 +1,13 @@
 """A run's file: one JSON document with a versioned schema, replaced atomically after every piece of work.
 
-    {"schema": "gdcore-bench/2", "created", "finished", "profile", "seed", "machine", "versions", "commit", "ceilings",
-     "cases": {name: row}, "memory": [row], "predicted": [row], "training": {dataset: row}, "sgd": {name: row},
-     "sgd_host": {...}}
+    {"schema": "gdcore-bench/3", "created", "finished", "profile", "selection", "seed", "machine", "versions", "commit",
+     "ceilings", "cases": {name: row}, "host": {...}, "predicted": [row], "attempts": {name: times begun}}
 
-Every sample is kept, in seconds per call. A row says in words why it has no figure, where it has none.
+A row is what measure.measure_case returns: what the case is, its floor and plan, and every peer's parity, times by column,
+memory, or in words why it has none. Every sample is kept, in seconds per call.
 """
 
+import contextlib
 import datetime
 import json
 import math
@@ -15,17 +16,20 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-SCHEMA = "gdcore-bench/2"
+SCHEMA = "gdcore-bench/3"
 PARTS: dict[str, type] = {
+    "created": str,
+    "profile": str,
+    "selection": dict,
+    "seed": int,
     "machine": dict,
     "versions": dict,
     "cases": dict,
-    "training": dict,
-    "memory": list,
+    "host": dict,
     "predicted": list,
-    "sgd": dict,
-    "sgd_host": dict,
+    "attempts": dict,
 }
+KINDS = ("linear_mse", "sgd", "run")
 
 
 class BadInput(Exception):
@@ -62,7 +66,21 @@ def read(path: Path) -> dict:
     wrong = [name for name, kind in PARTS.items() if not isinstance(document.get(name), kind)]
     if wrong:
         raise BadInput(f"{path} is not a complete result file: {', '.join(wrong)} missing or malformed")
+    wrong = [name for name, row in document["cases"].items() if not _is_row(row)]
+    wrong += [name for name, count in document["attempts"].items() if not isinstance(count, int)]
+    if wrong or not isinstance(document.get("ceilings"), dict | None):
+        raise BadInput(f"{path} is not a result file: {(wrong or ['ceilings'])[0]} is malformed")
     return document
+
+
+def _is_row(row: Any) -> bool:
+    """Whether this can be a case's row: what it is, and its peers or why it has none."""
+    if not isinstance(row, dict) or row.get("kind") not in KINDS or not isinstance(row.get("label"), str):
+        return False
+    if isinstance(row.get("skipped"), str):
+        return True
+    peers = row.get("peers")
+    return isinstance(peers, dict) and all(isinstance(entry, dict) for entry in peers.values())
 
 
 def write(path: Path, document: dict) -> None:
@@ -74,6 +92,8 @@ def write(path: Path, document: dict) -> None:
         If the folder cannot be made or written.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise BadInput(f"cannot write {path}: it is not a file")
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
@@ -85,10 +105,11 @@ def write(path: Path, document: dict) -> None:
             os.chmod(temporary, 0o644)
             os.replace(temporary, path)
         except BaseException:
-            os.unlink(temporary)
+            with contextlib.suppress(FileNotFoundError):  # already in its place
+                os.unlink(temporary)
             raise
     except OSError as error:
-        raise BadInput(f"cannot write {path}: {error.strerror}") from error
+        raise BadInput(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def finite(value: Any) -> Any:
@@ -104,11 +125,19 @@ class Results:
     """A run's document and where it is saved."""
 
     def __init__(self, path: Path, document: dict) -> None:
-        self.path, self.document = path, document
+        self.path, self.document, self.saved = path, document, False
 
     @classmethod
     def new(
-        cls, path: Path, *, profile: str, seed: int, machine: dict, versions: dict, commit: str | None
+        cls,
+        path: Path,
+        *,
+        profile: str,
+        selection: dict,
+        seed: int,
+        machine: dict,
+        versions: dict,
+        commit: str | None,
     ) -> "Results":
         """An empty document, not yet saved."""
         document = {
@@ -116,17 +145,16 @@ class Results:
             "created": now(),
             "finished": None,
             "profile": profile,
+            "selection": selection,
             "seed": seed,
             "machine": machine,
             "versions": versions,
             "commit": commit,
             "ceilings": None,
             "cases": {},
-            "memory": [],
+            "host": {},
             "predicted": [],
-            "training": {},
-            "sgd": {},
-            "sgd_host": {},
+            "attempts": {},
         }
         return cls(path, document)
 
@@ -149,6 +177,7 @@ class Results:
 
     def save(self) -> None:
         write(self.path, self.document)
+        self.saved = True
 
     def put(self, part: str, value: Any, key: str | None = None) -> None:
         """Sets a part of the document, or one row of it, and saves."""

@@ -1,143 +1,158 @@
 """A whole run: what there is to do, in order, each piece saved as soon as it is done."""
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from contextlib import suppress
 from functools import partial
 
 import torch
 from rich.console import Console
 
-from . import ceilings, memory, predict, report, sgd, sgd_cases, sgd_host, training_runs, words
-from .cases import Case, matches, select
-from .datasets import DATASETS
+from . import ceilings, console, host, memory, predict
 from .measure import Setting, measure_case
-from .peers import PEERS, Peer
+from .peers import TUNED, Workload, in_one_line
+from .profiles import limit_seconds
 from .results import BadInput, Results, now
-from .sgd_cases import SgdCase
+from .selection import Selection, choose
 
-CASE_OVERHEAD_SECONDS = 8.0  # drawing operands, float64, compilation
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """Which pieces of work a run has."""
-
-    cases: tuple[Case, ...]
-    memory: bool
-    predicted: bool
-    training: tuple[str, ...]
-    sgd: tuple[SgdCase, ...]
-    sgd_host: bool
+DEATHS = 2  # a case in which the process died so often is not begun again
 
 
-def choose(profile: str, device: torch.device, pattern: str | None, training: bool) -> Selection:
-    """The profile's cases and the other pieces, whose names are memory, predicted, training-<data>; all, or what the pattern matches.
+class Clock:
+    """The profile's time: how much of each case's seconds there is, and whether any is left to compile."""
 
-    Raises
-    ------
-    BadInput
-        If nothing matches.
-    """
+    def __init__(self, limit: float | None, expected: float) -> None:
+        self._end = None if limit is None else time.perf_counter() + limit
+        self._expected = expected  # of what is still to be done
 
-    chosen = Selection(
-        select(profile, device.type, pattern),
-        matches("memory", pattern),
-        matches("predicted", pattern) and device.type == "cpu",
-        tuple(name for name in DATASETS if training and matches(f"training-{name}", pattern)),
-        sgd_cases.select(profile, device.type, pattern),
-        profile != "smoke" and matches("sgd-host", pattern),
-    )
-    if not any(getattr(chosen, field.name) for field in fields(chosen)):
-        known = [case.name for case in (*select(profile, device.type), *sgd_cases.select(profile, device.type))]
-        others = ["memory", "predicted", *(f"training-{name}" for name in DATASETS), "sgd-host"]
-        raise BadInput(f"nothing in profile {profile} matches {pattern!r}; there are: {', '.join([*known, *others])}")
-    return chosen
+    def spend(self, expected: float) -> tuple[float, bool]:
+        """Before a piece of work: (pace, whether it may compile)."""
+        left = float("inf") if self._end is None else self._end - time.perf_counter()
+        share = left / max(self._expected, 1e-9)
+        self._expected -= expected
+        return min(1.0, max(0.3, share)), share > 0.8
+
+
+def expected_seconds(case: Workload, device: torch.device) -> float:
+    """About how long a case takes: drawing, float64, every peer twice, compilation, and its timing."""
+    compiling = sum(20.0 if name == TUNED else 3.0 for name in case.compilers)
+    if device.type == "cuda":
+        return case.seconds + 1.0 + 2 * compiling
+    return case.seconds + 0.2 + 3e-9 * case.minimal_bytes + 4e-10 * case.flops * (case.kind == "linear_mse") + compiling
 
 
 class Run:
     """One run's work, piece by piece: every method does one, saves it, and says in a line what came out."""
 
-    def __init__(self, results: Results, device: torch.device, peers: Sequence[Peer]) -> None:
-        self.results, self.document, self.device, self.peers = results, results.document, device, peers
+    def __init__(self, results: Results, device: torch.device, selection: Selection, limit: float | None) -> None:
+        self.results, self.document, self.device, self.selection = results, results.document, device, selection
         self.small = self.document["profile"] == "smoke"
+        self.limit = limit if selection.empty else None  # a profile's promise is for all of it
+        self.setting: Setting | None = None
 
-    def pieces(self, chosen: Selection) -> list[tuple[str, float, Callable[[], str]]]:
-        """What is chosen and not yet done: title, expected seconds, work."""
-        cases = [case for case in chosen.cases if case.name not in self.document["cases"]]
-        overhead = 1.0 if self.small else CASE_OVERHEAD_SECONDS
-        todo: list[tuple[str, float, Callable[[], str]]] = []
-        steps = [case for case in chosen.sgd if case.name not in self.document["sgd"]]
-        if cases or steps:
-            todo.append(("what this machine can do", 3.0, partial(self.ceilings, {case.dtype for case in cases})))
-        todo += [(case.name, case.seconds + overhead, partial(self.case, case)) for case in cases]
-        todo += [(case.name, case.seconds + overhead / 8, partial(self.sgd, case)) for case in steps]
-        if chosen.sgd_host and not self.document["sgd_host"]:
-            todo.append(("host time of a step", 10.0, self.sgd_host))
-        if chosen.memory and not self.document["memory"]:
-            todo.append(("extra memory", 12.0, self.memory))
-        if chosen.predicted and not self.document["predicted"]:
-            todo.append(("predictions for a GPU", 0.1, self.predicted))
-        todo += [
-            (f"training on {name}", 4.0, partial(self.training, name))
-            for name in chosen.training
-            if name not in self.document["training"]
+    def pieces(self) -> list[tuple[str, float, Callable[[], object]]]:
+        """What is chosen and not yet done: title, expected seconds, work.
+
+        Raises
+        ------
+        BadInput
+            If nothing at all is chosen.
+        """
+        chosen = choose(self.document["profile"], self.device.type, self.selection)
+        done = self.document["cases"]
+        cases = [case for case in chosen if case.name not in done]
+        forgotten = any(memory.measurable(done[case.name]) for case in chosen if case.name in done)
+        todo: list[tuple[str, float, Callable[[], object]]] = []
+        if cases:
+            dtypes = {case.dtype for case in cases}
+            todo.append(("what this machine can do", 1.0 if self.small else 4.0, partial(self.ceilings, dtypes)))
+        todo += [(case.name, expected_seconds(case, self.device), partial(self.case, case)) for case in cases]
+        others: list[tuple[str, bool, float, Callable[[], object]]] = [
+            ("host", not self.document["host"] and not (self.small and self.selection.empty), 9.0, self.host),
+            ("predicted", not self.document["predicted"] and self.device.type == "cpu", 0.2, self.predicted),
         ]
-        return todo
+        asked = [(title, wanted, seconds, work) for title, wanted, seconds, work in others if self.selection.has(title)]
+        if (cases or forgotten) and self.device.type == "cpu" and not self.small:
+            todo.append(("extra memory", 12.0, self.memory))
+        if not chosen and not asked:
+            raise BadInput(self._nothing())
+        return todo + [(title, seconds, work) for title, wanted, seconds, work in asked if wanted]
+
+    def _nothing(self) -> str:
+        known = [case.name for case in choose(self.document["profile"], self.device.type, Selection())]
+        asked = {name: value for name, value in self.selection.to_json().items() if value is not None}
+        said = ", ".join(f"{name} {','.join(v) if isinstance(v, list) else v!r}" for name, v in asked.items())
+        return f"nothing in profile {self.document['profile']} matches {said}; there are: {', '.join(known)}"
 
     def ceilings(self, dtypes: set[torch.dtype]) -> str:
+        if self.document["ceilings"]:
+            dtypes = dtypes | {getattr(torch, name) for name in self.document["ceilings"]["product"]}
         found = ceilings.measure(self.device, dtypes, small=self.small)
         self.results.put("ceilings", found.to_json())
-        return report.ceilings_line(self.document)
+        self.setting = Setting(self.device, self.document["seed"], found, self.selection.peer)
+        return console.ceilings_line(self.document)
 
-    def case(self, case: Case) -> str:
-        known = ceilings.Ceilings(**self.document["ceilings"])
-        row = measure_case(case, Setting(self.device, self.document["seed"], known, self.peers))
+    def case(self, case: Workload) -> dict:
+        attempts = self.document["attempts"].get(case.name, 0)
+        if attempts >= DEATHS:
+            row = {"kind": case.kind, "op": case.op, "regime": case.regime, **case.describe()}
+            row["skipped"] = f"the process died here {attempts} times"
+        else:
+            self.results.put("attempts", attempts + 1, case.name)
+            try:
+                row = measure_case(case, self.setting)
+            except KeyboardInterrupt:  # no death
+                self.results.put("attempts", attempts, case.name)
+                raise
         self.results.put("cases", row, case.name)
-        return report.case_line(row)
-
-    def sgd(self, case: SgdCase) -> str:
-        known = ceilings.Ceilings(**self.document["ceilings"])
-        row = sgd.measure_case(case, Setting(self.device, self.document["seed"], known))
-        self.results.put("sgd", row, case.name)
-        if "comparisons" not in row:
-            return f"no speed: {row.get('skipped') or row['failed']}"
-        return f"parity ok; {words.times(row['best']['speedup'])} the best other's speed, {row['best']['verdict']}"
-
-    def sgd_host(self) -> str:
-        self.results.put("sgd_host", sgd_host.measure())
-        return "measured"
+        return row
 
     def memory(self) -> str:
-        rows = memory.measure(self.device, small=self.small)
-        self.results.put("memory", rows)
-        return f"{len(rows)} shapes"
+        rows = [row for row in self.document["cases"].values() if memory.measurable(row)]
+        wanted = sum(len(memory.measurable(row)) for row in rows)
+        with suppress(OSError):  # it may die before it has read what to do
+            for number, peer, found in memory.measure_apart(rows, self.document["seed"]):
+                rows[number]["peers"][peer] |= found
+        lost = [row["peers"][peer] for row in rows for peer in memory.measurable(row)]
+        for entry in lost:
+            entry["no_memory"] = "the process that measures memory died"
+        self.results.save()
+        return f"{wanted - len(lost)} calls" + (f"; the process died before {len(lost)} more" if lost else "")
+
+    def host(self) -> str:
+        try:
+            self.results.put("host", host.measure(small=self.small))
+        except (OSError, RuntimeError, ValueError) as error:
+            self.results.put("host", {"failure": in_one_line(error)})
+            return f"no figures: {self.document['host']['failure']}"
+        return "measured"
 
     def predicted(self) -> str:
         rows = predict.table()
         self.results.put("predicted", rows)
         return f"{len(rows)} shapes"
 
-    def training(self, name: str) -> str:
-        row = training_runs.run_dataset(name, self.device, self.document["seed"], small=self.small)
-        self.results.put("training", row, name)
-        return row.get("unavailable") or "; ".join(row["problems"]) or "same losses, same predictions"
 
-
-def run(
-    results: Results, chosen: Selection, device: torch.device, console: Console, peers: Sequence[Peer] = PEERS
-) -> int:
+def run(results: Results, selection: Selection, device: torch.device, out: Console) -> int:
     """Does what is chosen and not yet done, and reports. Returns the exit status."""
-    todo = Run(results, device, peers).pieces(chosen)
-    with report.Steps(console, [expected for _, expected, _ in todo]) as steps:
-        for title, expected, work in todo:
+    work = Run(results, device, selection, limit_seconds(results.document["profile"], device.type))
+    todo = work.pieces()
+    results.save()  # a folder that cannot be written shows now, not after the work
+    console.header(out, results.document, results.path)
+    clock = Clock(work.limit, sum(expected for _, expected, _ in todo))
+    with console.Steps(out, [expected for _, expected, _ in todo]) as steps:
+        for title, expected, do in todo:
+            pace, may_compile = clock.spend(expected)
+            if work.setting:
+                work.setting = work.setting.at(pace, may_compile)
             with steps.step(title, expected) as said:
-                said.append(work())
+                said.append(do())
     results.put("finished", now())
-    report.summary(console, results.document)
+    console.summary(out, results.document)
     return exit_status(results.document)
 
 
 def exit_status(document: dict) -> int:
-    """0, or 1 where a case failed its parity or a training run differed."""
-    failed = any(row.get("failed") for part in ("cases", "sgd") for row in document[part].values())
-    return int(failed or any(row["problems"] for row in document["training"].values()))
+    """0, or 1 where a case failed its parity, or a training run differs from published figures."""
+    rows: Sequence[dict] = list(document["cases"].values())
+    return int(any(row.get("failed") or row.get("problems") for row in rows))

@@ -1,20 +1,32 @@
-"""What the optimizer is measured on: how many tensors, of which sizes and types, with which options."""
+"""The optimizer's step as a case: how many tensors, of which sizes and types, with which options."""
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .cases import dtype_name, matches
+from . import sgd_peers
+from .cases import STEPS, dtype_name
+from .peers import COMPILED, Bind, Named, Peer
 
 OPTIONS: dict[str, dict[str, float | bool]] = {
     "plain": {},
     "momentum": {"momentum": 0.9},
     "nesterov": {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-4},
 }
+
+
+class Stepped(NamedTuple):
+    """Parameters, which every peer steps in turn, their gradients and their start."""
+
+    params: list[Tensor]
+    grads: list[Tensor]
+    start: list[Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +37,25 @@ class SgdCase:
     shapes: tuple[tuple[int, ...], ...]
     options: str
     dtypes: tuple[torch.dtype, ...]  # of each tensor
-    compiled: bool = False  # whether a compiled step is among the peers: compilation takes its time
+    compilers: tuple[str, ...] = ()
     seconds: float = 0.4
+    kind: ClassVar[str] = "sgd"
+    op: ClassVar[str] = "sgd"
+    regime: ClassVar[None] = None
+    bandwidth: ClassVar[str] = "copy"
 
     @property
     def name(self) -> str:
         return f"sgd-{self.what}-{self.options}".replace(" ", "-")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.dtypes[0]
+
+    @property
+    def settings(self) -> dict[str, float | bool]:
+        """The options as torch.optim.SGD takes them."""
+        return OPTIONS[self.options]
 
     @property
     def numel(self) -> int:
@@ -43,10 +68,67 @@ class SgdCase:
         sizes = zip(self.shapes, self.dtypes, strict=True)
         return accesses * sum(math.prod(shape) * dtype.itemsize for shape, dtype in sizes)
 
-    def bytes_needed(self, peers: int) -> int:
-        """For w, g, their copies while parity is checked (in float64 too), and each peer's own v."""
-        numbers = sum(math.prod(shape) * dtype.itemsize for shape, dtype in zip(self.shapes, self.dtypes, strict=True))
-        return numbers * (12 + peers)
+    @property
+    def flops(self) -> int:
+        """w − lr·g; with momentum also μv + g; with weight decay and nesterov two more pairs."""
+        return {"plain": 2, "momentum": 4, "nesterov": 8}[self.options] * self.numel
+
+    @property
+    def bytes_needed(self) -> int:
+        """An upper guess: parameters, gradients, start, float64 copies of them, every peer's momentum and result."""
+        sizes = zip(self.shapes, self.dtypes, strict=True)
+        own = sum(math.prod(shape) * dtype.itemsize for shape, dtype in sizes)
+        return own * (3 + 2 * len(self.peers)) + 4 * 8 * self.numel
+
+    @property
+    def peers(self) -> Sequence[Peer]:
+        return sgd_peers.PEERS
+
+    def describe(self) -> dict:
+        return {
+            "label": f"{self.what}, {self.options}",
+            "what": self.what,
+            "options": self.options,
+            "tensors": len(self.shapes),
+            "numel": self.numel,
+            "dtypes": sorted({dtype_name(dtype) for dtype in self.dtypes}),
+        }
+
+    def draw(self, device: torch.device, seed: int) -> Stepped:
+        """Random normal parameters and gradients."""
+        generator = torch.Generator(device).manual_seed(seed)
+
+        def normal() -> list[Tensor]:
+            pairs = zip(self.shapes, self.dtypes, strict=True)
+            return [torch.empty(shape, device=device).normal_(generator=generator).to(dtype) for shape, dtype in pairs]
+
+        params, grads = normal(), normal()
+        return _ready(params, grads, [p.clone() for p in params])
+
+    def widened(self, operands: Stepped) -> Stepped:
+        start = [t.double() for t in operands.start]
+        return _ready([t.clone() for t in start], [t.double() for t in operands.grads], start)
+
+    def results(self, bind: Bind, operands: Stepped) -> Named:
+        """The parameters after the first step and two more, which have momentum.
+
+        All step the same tensors, one after the other: where in memory a copy happens to lie makes several per cent.
+        """
+        with torch.no_grad():
+            torch._foreach_copy_([p.detach() for p in operands.params], operands.start)
+        call = bind(operands)
+        for _ in range(STEPS):
+            call()
+        return {f"tensor {i} {tuple(p.shape)}": p.detach().clone() for i, p in enumerate(operands.params)}
+
+    def plan(self, operands: Stepped) -> None:
+        return None
+
+
+def _ready(params: list[Tensor], grads: list[Tensor], start: list[Tensor]) -> Stepped:
+    for p, g in zip(params, grads, strict=True):
+        p.requires_grad_().grad = g
+    return Stepped(params, grads, start)
 
 
 def resnet50() -> tuple[tuple[int, ...], ...]:
@@ -71,18 +153,22 @@ def _mixed() -> list[SgdCase]:
 
 
 def quick(device_type: str) -> list[SgdCase]:
-    """Seconds each; a compiled step at one size."""
+    """A compiled step at one size; momentum alone where tensors are many."""
     sizes = (1_000, 100_000, 10_000_000) if device_type == "cpu" else (1_000, 1_000_000, 100_000_000)
-    cases = [case for size in sizes for case in _one(size, compiled=size == sizes[1])]
-    cases += _many("ResNet-50", resnet50())
-    return cases + [c for c in (*_many("1000 x 1e3", ((1_000,),) * 1_000), *_mixed()) if c.options == "momentum"]
+    cases = [case for size in sizes for case in _one(size)]
+    cases += _one(sizes[1], compilers=(COMPILED,), seconds=0.5)[1:2]
+    many = (*_many("ResNet-50", resnet50()), *_many("1000 x 1e3", ((1_000,),) * 1_000), *_mixed())
+    cases += [case for case in many if case.options == "momentum"]
+    return list({case.name: case for case in cases}.values())
 
 
-def every(device_type: str) -> list[SgdCase]:
-    """One tensor of 1e3 to 1e9 numbers, a compiled step everywhere."""
-    cases = [case for power in range(3, 10) for case in _one(10**power, compiled=True, seconds=2.0)]
-    cases += _many("ResNet-50", resnet50(), compiled=True, seconds=2.0)
-    return cases + _many("1000 x 1e3", ((1_000,),) * 1_000, seconds=2.0) + _mixed()
+def full(device_type: str) -> list[SgdCase]:
+    """One tensor of 1e3 to 1e9 numbers; a compiled step at three sizes and for a network."""
+    compiled = {3: (COMPILED,), 5: (COMPILED,), 7: (COMPILED,)}
+    seconds = 2.0 if device_type == "cpu" else 0.5
+    cases = [c for power in range(3, 10) for c in _one(10**power, compilers=compiled.get(power, ()), seconds=seconds)]
+    cases += _many("ResNet-50", resnet50(), compilers=(COMPILED,) * (device_type == "cpu"), seconds=seconds)
+    return cases + _many("1000 x 1e3", ((1_000,),) * 1_000, seconds=seconds) + _mixed()
 
 
 def smoke(device_type: str) -> list[SgdCase]:
@@ -90,32 +176,4 @@ def smoke(device_type: str) -> list[SgdCase]:
     return [SgdCase("3 small", ((300,), (7, 5), ()), o, (torch.float32,) * 3, seconds=0.05) for o in OPTIONS]
 
 
-PROFILES = {"quick": quick, "smoke": smoke, "sgd": every}
-
-
-def select(profile: str, device_type: str, pattern: str | None = None) -> tuple[SgdCase, ...]:
-    """The profile's cases, in order; with a pattern, those that it matches."""
-    return tuple(case for case in PROFILES[profile](device_type) if matches(case.name, pattern))
-
-
-def draw(case: SgdCase, device: torch.device, seed: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Parameters and gradients: random normal, the same for the same seed."""
-    generator = torch.Generator(device).manual_seed(seed)
-
-    def normal() -> list[Tensor]:
-        pairs = zip(case.shapes, case.dtypes, strict=True)
-        return [torch.empty(shape, device=device).normal_(generator=generator).to(dtype) for shape, dtype in pairs]
-
-    return normal(), normal()
-
-
-def describe(case: SgdCase) -> dict:
-    """The case's entries in a result row."""
-    return {
-        "what": case.what,
-        "options": case.options,
-        "tensors": len(case.shapes),
-        "numel": case.numel,
-        "dtypes": sorted({dtype_name(dtype) for dtype in case.dtypes}),
-        "minimal_bytes": case.minimal_bytes,
-    }
+PROFILES = {"quick": quick, "full": full, "smoke": smoke}

@@ -1,7 +1,11 @@
-"""How long does it take? Samples of all peers are interleaved, so that a slow moment of the machine meets all of them.
+"""How long does it take? Three clocks for three questions, and samples of all peers interleaved, so that a slow moment of
+the machine meets all of them.
 
-A sample is the mean of `repeats` calls. The order rotates from round to round and every other round goes backwards, so
-that no peer always follows the same one. Before a sample of a short call comes one that is not timed: the threads of the
+wall: how long does the caller wait, end to end? device: what does the GPU need, with nothing in its cache? replay: what
+would it need if launches cost nothing, the inputs changing from call to call? On a CPU there is the first alone.
+
+A sample is the mean of `repeats` calls. Every other round goes backwards, and every second one starts with another peer, so
+that none always follows the same. Before a sample of a short call comes one that is not timed: the threads of the
 peer before it still spin, and its data is in the cache. Not timed either: drawing inputs, compilation, warm-up,
 accumulation into `.grad`, garbage collection.
 """
@@ -25,15 +29,11 @@ SETTLING_SECONDS = 0.1  # a longer call does not notice what was there before it
 class Clock(Protocol):
     """Takes one sample: seconds per call over `repeats` calls."""
 
-    name: str
-
     def sample(self, call: Call, repeats: int) -> float: ...
 
 
 class WallClock:
     """Elapsed time on the host, with the device drained before and after."""
-
-    name = "wall time"
 
     def __init__(self, device: torch.device) -> None:
         self._wait: Callable[[], object] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
@@ -54,7 +54,6 @@ class DeviceClock:
     enqueues the call, so that gaps between launches are not counted: they belong to wall time.
     """
 
-    name = "device time"
     HEAD_START_CYCLES = 2_000_000  # about a millisecond
 
     def __init__(self, device: torch.device) -> None:
@@ -75,9 +74,45 @@ class DeviceClock:
         return float(np.median([start.elapsed_time(end) for start, end in pairs])) / 1e3
 
 
-def clock_for(regime: str, device: torch.device) -> Clock:
-    """Device time on CUDA, except for tiny cases, where the call itself is the cost; wall time everywhere else."""
-    return DeviceClock(device) if device.type == "cuda" and regime != "D" else WallClock(device)
+class ReplayClock:
+    """Time on a CUDA device of captured graphs replayed one after another, each with inputs of its own: no launches to wait for."""
+
+    def __init__(self, device: torch.device) -> None:
+        pass
+
+    def sample(self, call: "Replays", repeats: int) -> float:
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize()
+        start.record()
+        for number in range(repeats):
+            call.graphs[number % len(call.graphs)].replay()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3 / repeats
+
+
+@dataclass(frozen=True, slots=True)
+class Replays:
+    """A call on rotating inputs, as graphs; `kept` is what they read and write."""
+
+    graphs: Sequence["torch.cuda.CUDAGraph"]
+    kept: object = None
+
+    def __call__(self) -> None:
+        self.graphs[0].replay()
+
+
+WALL, DEVICE, REPLAY = "wall", "device", "replay"
+QUESTIONS = {
+    DEVICE: "what the GPU needs, its cache emptied before each call",
+    REPLAY: "what it needs where launches cost nothing: graph replays over rotating inputs",
+    WALL: "how long the caller waits, end to end",
+}
+
+
+def headline(regime: str | None, kind: str, device: torch.device) -> str:
+    """The column that a case is judged by: device time on CUDA, except where the calls themselves are the cost."""
+    return DEVICE if device.type == "cuda" and regime != "D" and kind != "run" else WALL
 
 
 def calibrate(call: Call, clock: Clock, sample_seconds: float) -> tuple[int, float]:
@@ -93,8 +128,8 @@ def calibrate(call: Call, clock: Clock, sample_seconds: float) -> tuple[int, flo
 
 
 def order_of(names: Sequence[str], number: int) -> list[str]:
-    """Who is sampled in which place of a round: rotated by one each time, and backwards in odd rounds."""
-    shift = number % len(names)
+    """Who is sampled in which place of a round: every order forwards, then backwards, then rotated by one."""
+    shift = number // 2 % len(names)
     rotated = [*names[shift:], *names[:shift]]
     return rotated[::-1] if number % 2 else rotated
 
@@ -149,22 +184,29 @@ class Comparison:
         return asdict(self)
 
 
-def verdict(low: float, high: float) -> str:
+def verdict(low: float, high: float, margin: float = MARGIN) -> str:
     """What an interval of speed-ups shows. SAME needs the whole interval within 10 %."""
-    if low > MARGIN:
+    if low > margin:
         return "FASTER"
-    if high < 1 / MARGIN:
+    if high < 1 / margin:
         return "SLOWER"
     return "SAME" if low > 1 / 1.1 and high < 1.1 else "UNSURE"
 
 
 def compare(
-    samples: Sequence[float], baseline_samples: Sequence[float], baseline: str, resamples: int = 2000
+    samples: Sequence[float],
+    baseline_samples: Sequence[float],
+    baseline: str,
+    margin: float = MARGIN,
+    resamples: int = 2000,
 ) -> Comparison:
-    """Ratio of medians; its interval by bootstrap over rounds, which keeps samples of the same round together."""
+    """Ratio of medians; its interval by bootstrap over rounds, which keeps samples of the same round together.
+
+    What lies within `margin` is called the same: at least 2 %, or by how much something differs from itself in this run.
+    """
     ours, theirs = np.asarray(samples), np.asarray(baseline_samples)
     rounds = min(len(ours), len(theirs))
     drawn = np.random.default_rng(0).integers(rounds, size=(resamples, rounds))
     ratios = np.median(theirs[drawn], axis=1) / np.median(ours[drawn], axis=1)
     low, high = np.percentile(ratios, INTERVAL).tolist()
-    return Comparison(baseline, float(np.median(theirs) / np.median(ours)), low, high, verdict(low, high))
+    return Comparison(baseline, float(np.median(theirs) / np.median(ours)), low, high, verdict(low, high, margin))

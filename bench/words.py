@@ -1,13 +1,48 @@
-"""Numbers and rows in words, for the console and the README alike."""
+"""Numbers and rows in words, for the console, the README and the page alike."""
 
 from collections.abc import Mapping, Sequence
 
-from .peers import COMPILED, FUSED, OURS, STOCK
+from .peers import (
+    COMPILED,
+    FOREACH,
+    FUNCTIONAL,
+    FUSED,
+    GRAPH,
+    GRAPHED_COMPILED,
+    JAX,
+    LIBRARY,
+    LOOP,
+    OURS,
+    SKLEARN,
+    STOCK,
+    STOCK_FUSED,
+    TUNED,
+)
 
-TITLES = {STOCK: "stock", COMPILED: "torch.compile", OURS: "gdcore", FUSED: "gdcore, fused"}
+TITLES = {
+    STOCK: "stock",
+    COMPILED: "torch.compile",
+    TUNED: "torch.compile, max-autotune",
+    GRAPHED_COMPILED: "torch.compile, reduce-overhead",
+    FUNCTIONAL: "compiled as one graph",
+    LIBRARY: "by hand",
+    GRAPH: "CUDA graph",
+    JAX: "JAX",
+    LOOP: "for-loop",
+    FOREACH: "foreach",
+    STOCK_FUSED: "fused",
+    SKLEARN: "scikit-learn",
+    FUSED: "gdcore, fused path",
+    OURS: "gdcore",
+}
 GRADIENTS = {"weight": "dW", "input": "dX", "bias": "db"}
-
-
+OPS = {
+    "forward": "loss alone",
+    "backward": "loss and gradients",
+    "step": "training step",
+    "sgd": "optimizer step",
+    "run": "whole training run",
+}
 UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6), ("ns", 1e-9))
 
 
@@ -33,8 +68,10 @@ def difference(relative: float) -> str:
 
 
 def three_digits(value: float) -> str:
-    """1.23, 12.3, 123."""
-    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
+    """0.0031, 1.23, 12.3, 1,234."""
+    if 0 < value < 0.0995:
+        return f"{value:.2g}"
+    return f"{value:,.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
 
 
 def size(count: float) -> str:
@@ -44,23 +81,6 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" or count >= 99.95 else f"{count:.1f} {unit}"
         count /= 1024
     raise AssertionError
-
-
-def shape(row: Mapping) -> str:
-    """10,000,000 x 2 x 1."""
-    return f"{row['n']:,} × {row['k']:,} × {row['m']:,}"
-
-
-def wanted(row: Mapping) -> str:
-    """Which gradients, and the dtype where it is not float32."""
-    gradients = ", ".join(GRADIENTS[name] for name in row["wanted"]) or "loss alone"
-    return gradients if row["dtype"] == "float32" else f"{gradients} {row['dtype']}"
-
-
-def label(row: Mapping) -> str:
-    """A case as the subject of a sentence."""
-    extra = wanted(row)
-    return shape(row) if extra == "dW" else f"{shape(row)} ({extra})"
 
 
 def times(ratio: float) -> str:
@@ -78,6 +98,26 @@ def listed(items: Sequence[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
+def shape(row: Mapping) -> str:
+    """10,000,000 × 2 × 1."""
+    return f"{row['n']:,} × {row['k']:,} × {row['m']:,}"
+
+
+def asked(row: Mapping) -> str:
+    """What of a shape is measured, and the dtype where it is not float32: dX, dW bfloat16."""
+    gradients = ", ".join(GRADIENTS[name] for name in row["wanted"])
+    what = {"forward": "loss", "step": f"step: {gradients}"}.get(row["op"], gradients)
+    return what if row["dtype"] == "float32" else f"{what} {row['dtype']}"
+
+
+def label(row: Mapping) -> str:
+    """A case as the subject of a sentence."""
+    if row["kind"] != "linear_mse":
+        return row["label"]
+    extra = asked(row)
+    return row["label"] if extra == "dW" else f"{row['label']} ({extra})"
+
+
 def device_label(machine: Mapping) -> str:
     """Where the figures are from: `CPU, 2 cores`, or the GPU's name."""
     if machine["device"] == "cuda":
@@ -85,110 +125,55 @@ def device_label(machine: Mapping) -> str:
     return f"CPU, {machine['cores']} core{'s' if machine['cores'] != 1 else ''}"
 
 
-def shown_predictions(rows: Sequence[Mapping]) -> list[Mapping]:
-    """The predicted rows that tables show: those of the weight's gradient alone. Result files hold all of them."""
-    return [row for row in rows if row["wanted"] == ["weight"]]
+def of_kind(document: Mapping, *kinds: str) -> list[Mapping]:
+    """The rows of some kinds, in order."""
+    return [row for row in document["cases"].values() if row["kind"] in kinds]
+
+
+def stock_of(row: Mapping) -> str:
+    """The peer that is stock PyTorch: of an optimizer step the for-loop."""
+    return LOOP if row["kind"] == "sgd" else STOCK
 
 
 def timed(rows: Sequence[Mapping]) -> list[Mapping]:
-    """The rows that have speed figures."""
-    return [row for row in rows if row.get("comparisons")]
+    """The rows that have speed figures in the column they are judged by."""
+    return [row for row in rows if row.get("comparisons", {}).get(row.get("column"))]
 
 
-def findings(document: Mapping) -> list[str]:
-    """What the run found, in sentences: where it is faster, the same, where a peer wins; parity, memory, training."""
-    rows = list(document["cases"].values())
-    return [
-        *_speed(timed(rows)),
-        *_parity(rows),
-        *_memory(document["memory"]),
-        *_training(document["training"].values()),
-    ]
+def against(row: Mapping, peer: str | None = None) -> Mapping | None:
+    """gdcore's comparison with a peer in the row's own column, by default with stock; None where there is none."""
+    return row["comparisons"][row["column"]].get(peer or stock_of(row))
 
 
-def _speed(rows: list[Mapping]) -> list[str]:
-    by_verdict: dict[str, list[Mapping]] = {}
-    for row in rows:
-        by_verdict.setdefault(row["comparisons"][STOCK]["verdict"], []).append(row)
-    sentences = []
-    if faster := by_verdict.get("FASTER"):
-        ratios = [row["comparisons"][STOCK]["speedup"] for row in faster]
-        span = times(ratios[0]) if len(ratios) == 1 else f"{times(min(ratios))} to {times(max(ratios))}"
-        sentences.append(f"Faster than stock in {len(faster)} of {len(rows)} cases: {span}.")
-    for verdict, opening in (
-        ("SAME", "The same speed as stock"),
-        ("UNSURE", "Too noisy to tell from stock"),
-        ("SLOWER", "Stock wins"),
-    ):
-        if found := by_verdict.get(verdict):
-            cases = [f"{label(row)} ({times(row['comparisons'][STOCK]['speedup'])})" for row in found]
-            sentences.append(f"{opening} at {listed(cases)}.")
-    if rows and "SLOWER" not in by_verdict:
-        sentences.append("Stock wins in none of these cases.")
-    beaten = [row for row in rows if row["best"]["baseline"] == COMPILED and row["best"]["verdict"] == "SLOWER"]
-    if beaten:
-        cases = [f"{label(row)} (gdcore reaches {times(row['best']['speedup'])} of its speed)" for row in beaten]
-        sentences.append(f"torch.compile wins at {listed(cases)}.")
-    return sentences
+def best(row: Mapping) -> Mapping:
+    """gdcore's comparison with the fastest right peer in the row's own column."""
+    return row["best"][row["column"]]
 
 
-def _parity(rows: list[Mapping]) -> list[str]:
-    sentences = []
-    checked = [row for row in rows if "skipped" not in row]
-    failed = [row for row in checked if row["failed"]]
-    if checked:
-        good = len(checked) - len(failed)
-        sentences.append(
-            f"Parity with float64: {good} of {len(checked)} cases pass "
-            "(loss and every gradient at most twice as far off as stock's, plus rounding)."
-        )
-    sentences += [f"PARITY FAILS at {label(row)}: {row['failed']}." for row in failed]
-    for row in rows:
-        for name, peer in row.get("peers", {}).items():
-            if name != OURS and "failure" in peer:
-                sentences.append(f"{TITLES[name]} gave no figure at {label(row)}: {peer['failure']}.")
-    sentences += [f"Skipped: {label(row)}: {row['skipped']}." for row in rows if "skipped" in row]
-    return sentences
+def timing(row: Mapping, peer: str) -> Mapping | None:
+    """A peer's quantiles in the row's own column."""
+    return row["peers"].get(peer, {}).get("times", {}).get(row["column"])
 
 
-def _memory(rows: Sequence[Mapping]) -> list[str]:
-    sentences = [
-        f"No memory figure for {TITLES[name]} at {shape(row)}: {row[name]['failure']}."
-        for row in rows
-        for name in (STOCK, OURS)
-        if "failure" in row[name]
-    ]
-    rows = [row for row in rows if "failure" not in row[STOCK] and "failure" not in row[OURS]]
-    for row in rows:
-        stock, ours = (size(row[name]["peak_bytes"]) for name in (STOCK, OURS))
-        sentences.append(f"Extra memory of one call at {shape(row)}: stock {stock}, gdcore {ours}.")
-    if len(rows) == 2:
-        growth = [times(rows[1][name]["peak_bytes"] / max(1, rows[0][name]["peak_bytes"])) for name in (STOCK, OURS)]
-        more = f"{rows[1]['n'] / rows[0]['n']:g} times"
-        sentences.append(f"With {more} the rows stock's extra memory is {growth[0]} as large, gdcore's {growth[1]}.")
-    return sentences
+def median(row: Mapping, peer: str) -> str:
+    """A peer's median in words; `wrong` where its parity failed, `failed` where it raised, nothing where it was left out."""
+    found = timing(row, peer) if "column" in row else None
+    if found:
+        return duration(found["p50"])
+    entry = row.get("peers", {}).get(peer, {})  # a skipped row has none
+    return "" if "failure" not in entry else "wrong" if "parity" in entry else "failed"
 
 
-def _same(relative: float) -> str:
-    return f"losses differ by at most {difference(relative)}" if relative else "the same losses to the last bit"
+def why_not(row: Mapping) -> str:
+    """Why a row has no figures."""
+    return row.get("skipped") or row.get("failed") or "not timed"
 
 
-def _training(rows) -> list[str]:
-    sentences = []
-    for row in rows:
-        if "unavailable" in row:
-            sentences.append(f"Training on {row['dataset']}: not run, {row['unavailable']}.")
-            continue
-        stock, ours, fused = row[STOCK], row[OURS], row[FUSED]
-        sentences.append(
-            f"Training on {row['dataset']}, {row['updates']:,} updates: {_same(fused['loss_difference'])} with the fused path; "
-            f"{row['metric']} {stock['score']:.4f} with stock, {fused['score']:.4f} fused; "
-            f"{duration(stock['seconds'])} with stock, {duration(ours['seconds'])} with gdcore"
-            + (
-                f", which leaves this to stock ({row['path']['why']}); fused {duration(fused['seconds'])}."
-                if row["path"]["name"] == "stock"
-                else "."
-            )
-        )
-        sentences += [f"TRAINING on {row['dataset']} DIFFERS: {problem}." for problem in row["problems"]]
-    return sentences
+def of_the_floor(row: Mapping) -> str:
+    """The floor over gdcore's time."""
+    return share(row["floor_seconds"] / timing(row, OURS)["p50"])
+
+
+def shown_predictions(rows: Sequence[Mapping]) -> list[Mapping]:
+    """The predicted rows that tables show: those of the weight's gradient alone. Result files hold all of them."""
+    return [row for row in rows if row["wanted"] == ["weight"]]

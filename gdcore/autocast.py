@@ -14,6 +14,8 @@ _KINDS = frozenset(kind for kind in ("cpu", "cuda", "xpu", "mps") if torch.amp.i
 
 
 def is_on(tensor: Tensor) -> bool:
+    if not torch._C._is_any_autocast_enabled():  # one question where it is off, as it nearly always is
+        return False
     kind = tensor.device.type
     return kind in _KINDS and torch.is_autocast_enabled(kind)
 

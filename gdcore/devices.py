@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import torch
 
+from .tuned import Table, table_for
+
 
 class Device(NamedTuple):
     """A device as a plan sees it. Rates are floating-point operations a second by dtype; bandwidth is read + write, bytes a second."""
@@ -16,6 +18,10 @@ class Device(NamedTuple):
     shared_memory: int = 0  # bytes a program may ask for
     bandwidth: float = 0.0
     rates: tuple[tuple[torch.dtype | str, float], ...] = ()
+    tuned: Table | None = None  # the user's own configurations; only of a GPU that is there
+
+    def __hash__(self) -> int:
+        return hash(self.name)  # every call looks its plan up, and the nested rates would cost more than the rest of it
 
     def rate(self, dtype: torch.dtype, input_precision: str) -> float:
         return dict(self.rates)["tf32" if input_precision == "tf32" else dtype]
@@ -64,8 +70,9 @@ def _describe_cuda(device: torch.device) -> Device:
     capability = properties.major * 10 + properties.minor
     # Consumer GPUs from 12.0 on have the shared memory of the 8.x ones.
     architecture = max((a for a in KNOWN if a <= capability < 120), default=min(KNOWN))
-    return KNOWN[architecture]._replace(
+    described = KNOWN[architecture]._replace(
         name=properties.name,
         sms=properties.multi_processor_count,
         shared_memory=properties.shared_memory_per_block_optin,
     )
+    return described._replace(tuned=table_for(described))

@@ -95,7 +95,12 @@ def plan_of(
 
 def float32_precision() -> str:
     """How torch is set to multiply float32 on CUDA: "tf32" or "ieee"."""
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+    found = _PRECISION("cuda", "matmul") if _PRECISION else torch.backends.cuda.matmul.fp32_precision
+    return "tf32" if found == "tf32" else "ieee"
+
+
+# Every call on CUDA asks; torch's own property gets here through ten calls of Python.
+_PRECISION = getattr(torch._C, "_get_fp32_precision_getter", None)
 
 
 def _words(plan: Plan, wanted: Wanted, reduction: str, backend: str) -> str:
@@ -133,11 +138,12 @@ def _launch_words(plan: Plan) -> list[str]:
         sizes["rows"] = rows_per_tile(plan.path.removeprefix("one_pass_"), config, plan.k, plan.dtype)
     tile = " x ".join(f"{size} {name}" for name, size in sizes.items() if size)
     grid = f", {plan.programs} programs" if plan.programs else ""
+    origin, run = (", tuned on this machine", "") if plan.tuned else ("", ", not run")
     return [
-        f"tile       {tile}, {config.num_warps} warps, {config.num_stages} stage{'s' * (config.num_stages != 1)}{grid}",
+        f"tile       {tile}, {config.num_warps} warps, {config.num_stages} stage{'s' * (config.num_stages != 1)}{grid}{origin}",
         f"compiled   {made['registers']} registers, {_si(made['shared_bytes'])}B shared memory, "
         f"{made['programs_per_sm']} programs a multiprocessor, occupancy {made['occupancy']:.0%} "
-        f"(from compiled code for sm_{plan.device.architecture}, not run: {made['variant']})",
+        f"(from compiled code for sm_{plan.device.architecture}{run}: {made['variant']})",
     ]
 
 

@@ -70,9 +70,10 @@ def linear_mse(
         )
     input, weight, target, bias = autocast.cast(input, weight, target, bias)
     check_linear_mse(input, weight, target, bias, reduction)
-    if _is_stocks(input, weight, target, bias, reduction):
+    backend = _backend(input, weight, target, bias, reduction)
+    if backend is None:
         return reference.linear_mse(input, weight, target, bias, reduction)
-    return _fused(input, weight, target, bias, reduction)
+    return _fused(backend, input, weight, target, bias, reduction)
 
 
 def matmul_mse(x: Tensor, a: Tensor, y: Tensor, *, reduction: str = "mean") -> Tensor:
@@ -105,11 +106,12 @@ def matmul_mse(x: Tensor, a: Tensor, y: Tensor, *, reduction: str = "mean") -> T
         return handle_torch_function(matmul_mse, (x, a, y), x, a, y, reduction=reduction)
     x, a, y, _ = autocast.cast(x, a, y, None)
     check_matmul_mse(x, a, y, reduction)
-    if _is_stocks(x, a, y, None, reduction):
+    backend = _backend(x, a, y, None, reduction)
+    if backend is None:
         return reference.matmul_mse(x, a, y, reduction)
     if a.dim() == 2:
-        return _fused(x, a.t(), y, None, reduction)
-    loss = _fused(x, a.unsqueeze(0), y.unsqueeze(-1), None, reduction)
+        return _fused(backend, x, a.t(), y, None, reduction)
+    loss = _fused(backend, x, a.unsqueeze(0), y.unsqueeze(-1), None, reduction)
     return loss.squeeze(-1) if reduction == "none" else loss
 
 
@@ -141,8 +143,8 @@ def _are_small_and_plain(input: Tensor, weight: Tensor, target: Tensor, bias: Te
     )
 
 
-def _is_stocks(input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, reduction: str) -> bool:
-    """Whether the stock composition computes this: small, empty, or in a mode or of a kind that kernels do not know."""
+def _backend(input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, reduction: str) -> str | None:
+    """Who computes. None: the stock composition, for what is small, empty, or in a mode or of a kind that kernels do not know."""
     elements, outputs = input.numel(), target.numel()
     compiling = torch.compiler.is_compiling()  # Dynamo cannot follow a ContextVar
     if (
@@ -152,15 +154,18 @@ def _is_stocks(input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | Non
             and stock_wins_on_cpu(elements + outputs, input.dtype, target.dtype, reduction)
         )
         or torch._C._are_functorch_transforms_active()
-        or any(t is not None and type(t) not in _PLAIN for t in (input, weight, target, bias))
+        or type(input) not in _PLAIN
+        or type(weight) not in _PLAIN
+        or type(target) not in _PLAIN
+        or (bias is not None and type(bias) not in _PLAIN)
     ):
-        return True
+        return None
     # An unscaled residual of a wider target may pass 65504, and the products of float16 operands take it as float16.
     overflows = input.dtype is torch.float16 and target.dtype is torch.float32
-    if compiling:
-        return overflows and not input.is_cpu
+    if compiling:  # the operator looks for its backend when it runs
+        return None if overflows and not input.is_cpu else "operator"
     backend = backend_for(input.device)
-    return (
+    stock = (
         backend == "reference"
         or (backend == "triton" and overflows)
         or elements == 0
@@ -168,14 +173,18 @@ def _is_stocks(input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | Non
         or forward_ad._current_level >= 0
         or torch.jit.is_tracing()
         or torch._C._len_torch_dispatch_stack() > 0
-        or any(t is not None and t.is_neg() for t in (input, weight, target, bias))
+        or input.is_neg()
+        or weight.is_neg()
+        or target.is_neg()
+        or (bias is not None and bias.is_neg())
     )
+    return None if stock else backend
 
 
 _PLAIN = frozenset((Tensor, torch.nn.Parameter))
 
 
-def _fused(input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, reduction: str) -> Tensor:
+def _fused(backend: str, input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, reduction: str) -> Tensor:
     if target.dtype is torch.float64 and input.dtype is not torch.float64:  # stock's loss is float64, so all of it is
         input, weight, bias = input.double(), weight.double(), None if bias is None else bias.double()
     wanted = NOTHING
@@ -185,9 +194,8 @@ def _fused(input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, r
         )
     if torch.compiler.is_compiling():
         return ops.linear_mse(input, weight, target, bias, reduction, *wanted)[0]
-    name = backend_for(input.device)
-    plan = plan_of(name, input, weight, target, bias, reduction, wanted)
+    plan = plan_of(backend, input, weight, target, bias, reduction, wanted)
     if not any(wanted):
-        loss = run_forward(load(name), input, weight, target, bias, reduction, wanted, plan).loss
+        loss = run_forward(load(backend), input, weight, target, bias, reduction, wanted, plan).loss
         return loss.view(target.shape) if reduction == "none" else loss
-    return LinearMSE.apply(input, weight, target, bias, reduction, wanted, plan, load(name))
+    return LinearMSE.apply(input, weight, target, bias, reduction, wanted, plan, load(backend))

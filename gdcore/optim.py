@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.optim.optimizer as hooks
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from . import backends
 from .sgd.members import HALF, ElsewhereError, Member, MovedError, is_plain, local, overlapping
@@ -350,4 +351,4 @@ def _needs_hooks(optimizer: SGD) -> bool:
 
 SGD.step.__signature__ = inspect.signature(SGD._step)
 _hooked_step = torch.optim.Optimizer.profile_hook_step(SGD._step)
-_uncompiled_step = torch.compiler.disable(SGD.step)
+_uncompiled_step = _disable_dynamo(SGD.step)  # torch.compiler.disable, which imports the compiler, on first use

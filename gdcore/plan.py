@@ -9,6 +9,7 @@ from .backends import Wanted
 from .devices import CPU, Device
 from .kernels import configs, resources
 from .kernels.configs import Config, accumulator_dtype
+from .tuned import Entry
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Plan:
     store_residual: bool = False  # E is written for a later product
     grad_in_forward: bool = False  # the pass that reads the data for the loss also forms dW and db
     config: Config | None = None
+    tuned: Entry | None = None  # where config is the user's own, from device.tuned
     programs: int = 0  # persistent programs of a one-pass kernel
     input_config: Config | None = None  # of the product dX = E W
     weight_config: Config | None = None  # of the product dW = Eᵀ X
@@ -52,6 +54,8 @@ class Plan:
         """Registers, shared memory and occupancy of the compiled variant nearest to the main kernel; None where none is launched."""
         if self.config is None or self.path == "library":
             return None
+        if self.tuned is not None:
+            return self.tuned.compiled
         return resources.nearest(
             self.path, self.device.architecture, self.dtype, self.k, self.m, self.input_precision, self.store_residual
         )
@@ -88,7 +92,7 @@ def plan_for(
     wanted : Wanted
         Which gradients are wanted.
     device : Device
-        From gdcore.devices: `CPU`, `H200`, ... or `describe(tensor.device)`.
+        From gdcore.devices: `CPU`, `H200`, ... or `describe(tensor.device)`, which holds the user's table, if there is one.
     contiguous : bool
         Whether the rows of input and target lie one after another.
     input_precision : {"ieee", "tf32"}
@@ -165,9 +169,17 @@ def _cuda(
 ) -> Plan:
     n, k, m, dtype, device = plan.n, plan.k, plan.m, plan.dtype, plan.device
     scalar = reduction != "none"
+    wide = target_dtype is not dtype or not scalar
+    store_residual = wanted.input or wanted.target  # of a one-pass kernel
+
+    def tuned(family: str) -> Entry | None:
+        if device.tuned is None or wide or not contiguous:  # other launches than those that were tuned
+            return None
+        return device.tuned.find(family, dtype, n, k, m, plan.input_precision, store_residual)
 
     def product(name: str) -> Config:
-        wide = target_dtype is not dtype or not scalar
+        if (entry := tuned(name)) is not None:
+            return entry.config
         return configs.product_config(
             name, device.architecture, dtype, n, k, m, input_precision=plan.input_precision, wide=wide
         )
@@ -175,14 +187,16 @@ def _cuda(
     plan = dataclasses.replace(plan, input_config=product("backward_input") if wanted.input else None)
     family, why = _one_pass_family(k, m, contiguous) if scalar else (None, "")
     if family is not None:
-        config = configs.one_pass_config(family, device.architecture, dtype, k, m)
+        entry = tuned("one_pass_" + family)
+        config = entry.config if entry else configs.one_pass_config(family, device.architecture, dtype, k, m)
         tiles = -(-n // configs.rows_per_tile(family, config, k, dtype))
         plan = dataclasses.replace(
             plan,
             path="one_pass_" + family,
             why=why,
             config=config,
-            store_residual=wanted.input or wanted.target,
+            tuned=entry,
+            store_residual=store_residual,
             grad_in_forward=True,
         )
         resident = plan.compiled["programs_per_sm"]  # a persistent grid is one wave
@@ -192,6 +206,7 @@ def _cuda(
     plan = dataclasses.replace(
         plan,
         config=product("forward"),
+        tuned=tuned("forward"),
         weight_config=weight_config,
         split=configs.default_split(n, k, m, weight_config, device.sms),
         store_residual=any(wanted),

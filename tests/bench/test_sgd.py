@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from gdcore.bench import sgd, sgd_cases, sgd_host, sgd_words
+from gdcore.bench import sgd, sgd_cases, sgd_words
 from gdcore.bench.ceilings import Ceilings
 from gdcore.bench.measure import Setting
 from gdcore.bench.peers import OURS
@@ -73,14 +73,6 @@ def test_a_failure_is_told_in_words(name, monkeypatch):
 def test_a_case_that_does_not_fit_is_skipped(monkeypatch):
     monkeypatch.setattr(sgd, "free_bytes", lambda device: 10)
     assert "are free" in sgd.measure_case(SMALL, SETTING)["skipped"]
-
-
-def test_the_hosts_time_is_measured_without_a_launch():
-    found = sgd_host.measure()
-    assert found["tensors"] == 161
-    for times in found["microseconds"].values():
-        for implementation in ("fused", "gdcore"):
-            assert 5 < times[implementation]["p20"] <= times[implementation]["p50"] < 5_000
 
 
 def test_sentences_say_where_stock_wins():

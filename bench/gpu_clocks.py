@@ -1,0 +1,56 @@
+"""Does the GPU slow down while it is measured? Its clock and its reasons for holding back, through NVML where that is installed."""
+
+from typing import Any
+
+import torch
+
+SLOWING = {  # NVML's bits that mean slower than asked for; idle and applications' own settings are not among them
+    0x04: "power limit",
+    0x08: "hardware slowdown",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "power brake",
+}
+DROP = 0.9  # of the clock before: what falls below it has slowed down
+
+
+class Clocks:
+    """Reads before and after. Without CUDA or NVML it reads nothing, and `report` is None."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._nvml, self._handle = _open(device)
+        self._before = self._clock()
+
+    def _clock(self) -> int | None:
+        return None if self._nvml is None else self._nvml.nvmlDeviceGetClockInfo(self._handle, self._nvml.NVML_CLOCK_SM)
+
+    def report(self) -> dict[str, Any] | None:
+        """Clocks in MHz, and in words whether the GPU held back since this object was made."""
+        if self._nvml is None:
+            return None
+        after = self._clock()
+        reasons = self._nvml.nvmlDeviceGetCurrentClocksThrottleReasons(self._handle)
+        held_back = [name for bit, name in SLOWING.items() if reasons & bit]
+        if after < DROP * self._before:
+            held_back.append(f"clock fell from {self._before} to {after} MHz")
+        return {
+            "before_mhz": self._before,
+            "after_mhz": after,
+            "max_mhz": self._nvml.nvmlDeviceGetMaxClockInfo(self._handle, self._nvml.NVML_CLOCK_SM),
+            "throttled": ", ".join(held_back) or None,
+        }
+
+
+def _open(device: torch.device) -> tuple[Any, Any]:
+    if device.type != "cuda":
+        return None, None
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        uuid = (
+            f"GPU-{torch.cuda.get_device_properties(device).uuid}"  # its index is not NVML's where devices are hidden
+        )
+        return pynvml, pynvml.nvmlDeviceGetHandleByUUID(uuid)
+    except Exception:  # not installed, no permission, a driver without it: then there is nothing to read
+        return None, None

@@ -1,0 +1,221 @@
+"""The peers of linear_mse, each as an expert would write it, for the loss, its gradients, and a whole training step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+import gdcore
+from gdcore.backends import reference
+
+from . import jax_peers
+from .peers import (
+    COMPILED,
+    FUNCTIONAL,
+    GRAPH,
+    GRAPHED_COMPILED,
+    JAX,
+    LIBRARY,
+    OURS,
+    STOCK,
+    TUNED,
+    Bind,
+    Call,
+    LeftOut,
+    Peer,
+    on_cuda_only,
+)
+
+if TYPE_CHECKING:
+    from .cases import Case, Tensors
+
+LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+
+def bound(case: Case, tensors: Tensors, function: LossFunction, optimizer: type = torch.optim.SGD) -> Call:
+    """A call with autograd. Gradients come by torch.autograd.grad, which accumulates nothing into `.grad`, except in a step."""
+    leaves = [getattr(tensors, name) for name in case.wanted]
+    operands = (tensors.input, tensors.weight, tensors.target, tensors.bias)
+
+    def forward() -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            return (function(*operands),)
+
+    def backward() -> tuple[Tensor, ...]:
+        loss = function(*operands)
+        return loss, *torch.autograd.grad(loss, leaves)
+
+    if case.op != "step":
+        return forward if case.op == "forward" else backward
+    stepper = optimizer(leaves, lr=case.lr)
+
+    def step() -> tuple[Tensor, ...]:
+        loss = function(*operands)
+        loss.backward()
+        stepper.step()
+        stepper.zero_grad(set_to_none=True)
+        return loss, *leaves
+
+    return step
+
+
+def _with_autograd(get: Callable[[], LossFunction], optimizer: Callable = torch.optim.SGD) -> Callable:
+    """A peer's prepare: stock's loop around a loss function."""
+
+    def prepare(case: Case, device: torch.device) -> Bind:
+        function = get()
+        return lambda tensors: bound(case, tensors, function, optimizer)
+
+    return prepare
+
+
+def stock_sgd(params: list[Tensor], lr: float) -> torch.optim.Optimizer:
+    """torch.optim.SGD as fast as it is right: its fused kernel leaves half-precision elements unchanged on the CPU."""
+    return torch.optim.SGD(params, lr=lr, fused=params[0].is_cuda or params[0].dtype.itemsize >= 4)
+
+
+def _compiled(mode: str | None) -> Callable:
+    """torch.compile of the loss in a mode, with stock's loop around it."""
+
+    def prepare(case: Case, device: torch.device) -> Bind:
+        if mode == "reduce-overhead":
+            on_cuda_only(device, "CUDA graphs, which are what this mode adds,")
+        torch.compiler.reset()  # without it the second case would make the code generic in its shapes
+        compiled = torch.compile(reference.linear_mse, mode=mode)
+
+        def function(*operands: Tensor | None) -> Tensor:
+            torch.compiler.cudagraph_mark_step_begin()  # the results of the call before are no longer needed
+            return compiled(*operands)
+
+        return lambda tensors: bound(case, tensors, compiled if mode is None else function, stock_sgd)
+
+    return prepare
+
+
+def _functional(case: Case, device: torch.device) -> Bind:
+    """Loss and gradients as one function, compiled into one graph, with the update in it where there is one."""
+    if case.op == "forward":
+        raise LeftOut("there is no gradient to take")
+    torch.compiler.reset()
+    places = [("input", "weight", "target", "bias").index(name) for name in case.wanted]
+    gradients = torch.func.grad_and_value(reference.linear_mse, argnums=tuple(places))
+    lr = case.lr
+
+    def backward(*operands: Tensor | None) -> tuple[Tensor, ...]:
+        grads, loss = gradients(*operands)
+        return loss, *grads
+
+    def step(*operands: Tensor | None) -> tuple[Tensor, ...]:
+        grads, loss = gradients(*operands)
+        for place, grad in zip(places, grads, strict=True):
+            operands[place].sub_(lr * grad)
+        return (loss,)
+
+    compiled = torch.compile(step if case.op == "step" else backward)
+
+    def bind(tensors: Tensors) -> Call:
+        operands = [None if t is None else t.detach() for t in tensors]
+        if case.op == "backward":
+            return lambda: compiled(*operands)
+        return lambda: (*compiled(*operands), *(operands[place] for place in places))
+
+    return bind
+
+
+def _library(case: Case, device: torch.device) -> Bind:
+    """By hand from the library's products: E in one call, and dW with the update folded into it in another."""
+    scale = 2 / (case.n * case.m)
+
+    def bind(tensors: Tensors) -> Call:
+        x, w, y, b = (None if t is None else t.detach() for t in tensors)
+
+        def mean_square(residual: Tensor) -> Tensor:
+            flat = residual.view(-1)
+            if flat.is_cuda or flat.dtype.itemsize < 4:  # dot's result is rounded to half, and it counts in 32 bits
+                return torch.linalg.vector_norm(flat, dtype=torch.float32).square().div(flat.numel()).to(y.dtype)
+            return torch.dot(flat, flat) / flat.numel()
+
+        def residual() -> Tensor:
+            return torch.addmm(y if b is None else y - b, x, w.t(), beta=-1)
+
+        gradient = {
+            "weight": lambda e: torch.mm(e.t(), x).mul_(scale),
+            "input": lambda e: torch.mm(e, w * scale),
+            "bias": lambda e: e.sum(0).mul_(scale),
+        }
+
+        def backward() -> tuple[Tensor, ...]:
+            e = residual()
+            return mean_square(e), *(gradient[name](e) for name in case.wanted)
+
+        def step() -> tuple[Tensor, ...]:
+            e = residual()
+            w.addmm_(e.t(), x, alpha=-case.lr * scale)
+            if b is None:
+                return mean_square(e), w
+            b.sub_(e.sum(0), alpha=case.lr * scale)
+            return mean_square(e), *(w if name == "weight" else b for name in case.wanted)
+
+        return {"forward": lambda: (mean_square(residual()),), "backward": backward, "step": step}[case.op]
+
+    return bind
+
+
+def captured(call: Call) -> tuple[torch.cuda.CUDAGraph, tuple]:
+    """A call as a CUDA graph, and the results that a replay writes."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = call()
+    return graph, results
+
+
+def _graph(case: Case, device: torch.device) -> Bind:
+    """The eager call, captured once and replayed."""
+    on_cuda_only(device, "CUDA graphs")
+
+    def bind(tensors: Tensors) -> Call:
+        start = [None if t is None else t.detach().clone() for t in tensors] if case.op == "step" else []
+        graph, results = captured(bound(case, tensors, reference.linear_mse, stock_sgd))
+        with torch.no_grad():  # warming up took steps
+            for t, values in zip(tensors, start, strict=False):
+                if values is not None:
+                    t.copy_(values)
+
+        def replay() -> tuple[Tensor, ...]:
+            graph.replay()
+            return results
+
+        replay.graph = graph
+        return replay
+
+    return bind
+
+
+PEERS = (
+    Peer(
+        STOCK,
+        "F.mse_loss(F.linear(input, weight, bias), target), autograd; in a step torch.optim.SGD, fused where it is right",
+        _with_autograd(lambda: reference.linear_mse, stock_sgd),
+    ),
+    Peer(COMPILED, "torch.compile of that loss, default mode", _compiled(None)),
+    Peer(TUNED, 'torch.compile(mode="max-autotune") of that loss', _compiled("max-autotune")),
+    Peer(GRAPHED_COMPILED, 'torch.compile(mode="reduce-overhead") of that loss', _compiled("reduce-overhead")),
+    Peer(FUNCTIONAL, "torch.func.grad_and_value, in a step with the update, compiled as one graph", _functional),
+    Peer(LIBRARY, "by hand: addmm(target, input, weight.t(), beta=-1), then mm; in a step weight.addmm_", _library),
+    Peer(GRAPH, "the eager call as a CUDA graph", _graph),
+    Peer(JAX, "jax.jit of value_and_grad, in a step with the update", jax_peers.linear),
+    Peer(
+        OURS,
+        "gdcore.linear_mse(input, weight, target, bias), in a step with gdcore.SGD",
+        _with_autograd(lambda: gdcore.linear_mse, gdcore.SGD),
+    ),
+)

@@ -1,0 +1,126 @@
+"""Profiles: which cases of linear_mse a run has, by device. smoke: seconds. quick: under two minutes on two cores. full: all."""
+
+import torch
+
+from .cases import Case
+from .datasets import SIZES
+from .peers import COMPILED, COMPILERS, FUNCTIONAL, GRAPHED_COMPILED, TUNED
+
+BOTH = ("input", "weight")
+ALL = ("input", "weight", "bias")
+BF16, FP16, FP64 = torch.bfloat16, torch.float16, torch.float64
+TWO = (COMPILED, FUNCTIONAL)
+
+
+def _real(regime: str, data: str, **more: object) -> Case:
+    return Case(regime, *SIZES[data], data=data, **more)
+
+
+CPU_QUICK = (
+    Case("D", 100, 2, 1, compilers=TWO),
+    Case("D", 100, 2, 1, op="step"),
+    Case("D", 1_000, 10, 1),
+    _real("D", "diabetes"),
+    Case("A", 50_000, 8, 1),
+    Case("A", 20_000, 64, 10),
+    Case("A", 10_000_000, 2, 1, compilers=TWO),
+    Case("A", 10_000_000, 2, 1, op="forward"),
+    Case("A", 2_000_000, 64, 1),
+    Case("A", 2_000_000, 64, 1, op="step"),
+    Case("A", 500_000, 256, 1),
+    Case("A", 777_777, 37, 3, wanted=("weight", "bias")),
+    _real("A", "photographs"),
+    Case("A", 500_000, 64, 1, dtype=BF16),
+    Case("B", 500_000, 64, 64, compilers=TWO),
+    Case("B", 200_000, 64, 64, wanted=BOTH),
+    Case("B", 16_384, 512, 512, seconds=1.5),
+    Case("C", 2_048, 2_048, 2_048, seconds=1.5),
+)
+CPU_FULL = (
+    *(Case("D", 100, 2, 1, op=op, compilers=COMPILERS) for op in ("forward", "backward", "step")),
+    *(Case("D", 1_000, 10, 1, op=op) for op in ("forward", "backward", "step")),
+    Case("D", 1_000, 10, 1, dtype=FP64),
+    _real("D", "diabetes"),
+    Case("A", 50_000, 8, 1, compilers=TWO),
+    Case("A", 20_000, 64, 10, compilers=TWO),
+    *(Case("A", 10_000_000, 2, 1, op=op, compilers=TWO, seconds=4.0) for op in ("forward", "backward", "step")),
+    Case("A", 10_000_001, 3, 1, seconds=4.0),
+    *(Case("A", 2_000_000, 64, 1, op=op, compilers=TWO, seconds=4.0) for op in ("forward", "backward", "step")),
+    Case("A", 2_000_000, 64, 1, wanted=BOTH, seconds=4.0),
+    Case("A", 500_000, 256, 1, compilers=TWO, seconds=4.0),
+    Case("A", 500_000, 256, 1, dtype=FP64, seconds=4.0),
+    Case("A", 777_777, 37, 3, wanted=("weight", "bias"), compilers=TWO, seconds=3.0),
+    _real("A", "photographs", seconds=3.0, compilers=TWO),
+    Case("A", 500_000, 64, 1, dtype=BF16, compilers=(COMPILED,), seconds=4.0),
+    Case("A", 500_000, 64, 1, dtype=FP16, seconds=4.0),
+    *(Case("B", 500_000, 64, 64, op=op, compilers=TWO, seconds=4.0) for op in ("forward", "backward", "step")),
+    Case("B", 1_000_000, 64, 64, seconds=4.0),
+    Case("B", 200_000, 64, 64, wanted=BOTH, compilers=TWO, seconds=4.0),
+    Case("B", 200_003, 63, 65, wanted=ALL, seconds=4.0),
+    Case("B", 65_536, 512, 512, compilers=TWO, seconds=8.0),
+    Case("B", 65_536, 512, 512, op="step", seconds=8.0),
+    Case("C", 8_192, 2_048, 2_048, compilers=(COMPILED,), seconds=10.0),
+    Case("C", 2_049, 2_047, 2_050, wanted=BOTH, seconds=5.0),
+    Case("F", 4_096, 64, 32_768, seconds=6.0),
+)
+CUDA_QUICK = (
+    Case("D", 100, 2, 1, compilers=TWO),
+    Case("D", 100, 2, 1, op="step", compilers=TWO),
+    Case("A", 10_000_000, 2, 1, compilers=TWO),
+    Case("A", 2_000_000, 64, 1, compilers=TWO),
+    _real("A", "photographs"),
+    Case("B", 500_000, 64, 64),
+    Case("B", 1_000_000, 256, 64, dtype=BF16, compilers=TWO),
+    Case("C", 8_192, 2_048, 2_048, dtype=BF16, compilers=TWO),
+    Case("C", 8_192, 4_096, 4_096, dtype=BF16, wanted=BOTH),
+)
+CUDA_FULL = (
+    *(Case("D", 100, 2, 1, op=op, compilers=COMPILERS) for op in ("forward", "backward", "step")),
+    *(Case("D", 1_000, 10, 1, op=op) for op in ("forward", "backward", "step")),
+    _real("D", "diabetes"),
+    Case("A", 100_000_000, 2, 1),
+    *(Case("A", 10_000_000, 2, 1, op=op, compilers=TWO) for op in ("forward", "backward", "step")),
+    Case("A", 10_000_001, 3, 1),
+    Case("A", 20_000_000, 16, 1),
+    *(Case("A", 2_000_000, 64, 1, op=op, compilers=TWO) for op in ("forward", "backward", "step")),
+    Case("A", 2_000_000, 256, 1, compilers=COMPILERS),
+    Case("A", 2_000_000, 64, 16),
+    Case("A", 777_777, 37, 3, wanted=("weight", "bias")),
+    _real("A", "photographs"),
+    Case("A", 2_000_000, 64, 1, dtype=BF16, compilers=TWO),
+    Case("A", 2_000_000, 64, 1, wanted=BOTH),
+    Case("B", 500_000, 64, 64, compilers=TWO),
+    Case("B", 1_000_000, 128, 64, dtype=BF16),
+    *(Case("B", 1_000_000, 256, 64, dtype=BF16, op=op, compilers=COMPILERS) for op in ("forward", "backward", "step")),
+    Case("B", 1_000_000, 256, 64, dtype=BF16, wanted=BOTH),
+    Case("B", 1_000_003, 257, 63, dtype=FP16),
+    Case("B", 1_000_000, 256, 256, dtype=BF16, compilers=TWO),
+    Case("B", 65_536, 512, 512),
+    Case("C", 8_192, 2_048, 2_048, dtype=BF16, compilers=COMPILERS),
+    Case("C", 8_192, 4_096, 4_096, dtype=BF16),
+    Case("C", 8_192, 8_192, 8_192, dtype=BF16),
+    Case("C", 8_192, 8_192, 8_192, dtype=BF16, wanted=BOTH, compilers=(COMPILED, TUNED)),
+    Case("C", 8_191, 4_097, 4_095, dtype=BF16, wanted=BOTH),
+    Case("C", 8_192, 2_048, 2_048),
+    Case("C", 8_192, 4_096, 4_096, dtype=BF16, op="step", compilers=(FUNCTIONAL, GRAPHED_COMPILED)),
+    Case("F", 65_536, 1_024, 32_768, dtype=BF16),
+)
+SMOKE = (
+    Case("D", 100, 2, 1, compilers=(COMPILED,), seconds=0.1),
+    Case("A", 50_000, 3, 1, wanted=("weight", "bias"), op="step", seconds=0.1),
+    Case("B", 20_000, 16, 8, wanted=BOTH, seconds=0.1),
+    Case("B", 3_000, 16, 17, op="forward", seconds=0.05),
+)
+PROFILES: dict[str, dict[str, tuple[Case, ...]]] = {
+    "quick": {"cpu": CPU_QUICK, "cuda": CUDA_QUICK},
+    "full": {"cpu": CPU_FULL, "cuda": CUDA_FULL},
+    "smoke": {"cpu": SMOKE, "cuda": SMOKE},
+}
+
+# What a profile may take, in seconds: two minutes on two CPU cores, eight on a GPU. On a CPU `full` takes what it takes.
+LIMITS = {("quick", "cpu"): 110.0, ("quick", "cuda"): 110.0, ("full", "cuda"): 460.0}
+
+
+def limit_seconds(profile: str, device_type: str) -> float | None:
+    """The time after which cases get less of it and nothing more is compiled; None where there is no such promise."""
+    return LIMITS.get((profile, device_type))

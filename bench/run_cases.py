@@ -1,0 +1,190 @@
+"""A whole training run as a case: a data set, a number of epochs, full batches or mini-batches of 64."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import gdcore
+
+from . import run_peers
+from .datasets import DATASETS
+from .peers import Bind, Named, Peer, as_tensor
+
+# N, K, M of what is trained on; a fifth of the digits is held out.
+SIZES = {"lesson": (100, 2, 1), "thermometer": (11, 1, 1), "diabetes": (442, 10, 1), "digits": (1_437, 64, 10)}
+
+
+class Start(NamedTuple):
+    """What a run begins with: data, parameters, and the rows of every update, None where it sees all."""
+
+    x: Tensor  # (N, K)
+    y: Tensor  # (N, M)
+    weight: Tensor  # (M, K)
+    bias: Tensor | None  # (M,)
+    rows: list[Tensor] | None
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        return [self.weight] if self.bias is None else [self.weight, self.bias]
+
+
+@dataclass(frozen=True, slots=True)
+class RunCase:
+    """`epochs` passes over a data set of datasets.DATASETS."""
+
+    data: str
+    epochs: int
+    batch: int | None = None
+    compilers: tuple[str, ...] = ()
+    seconds: float = 2.0
+    kind: ClassVar[str] = "run"
+    op: ClassVar[str] = "run"
+    dtype: ClassVar[torch.dtype] = torch.float32
+    bandwidth: ClassVar[str] = "read"
+
+    @property
+    def name(self) -> str:
+        """run-digits-batch-64-10-epochs."""
+        return f"run-{self.data}{f'-batch-{self.batch}' if self.batch else ''}-{self.epochs}-epochs"
+
+    @property
+    def regime(self) -> str:
+        return "D" if self.n * (self.k + self.m) <= 100_000 else "A"
+
+    @property
+    def n(self) -> int:
+        return SIZES[self.data][0]
+
+    @property
+    def k(self) -> int:
+        return SIZES[self.data][1]
+
+    @property
+    def m(self) -> int:
+        return SIZES[self.data][2]
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The lesson's data has a column of ones instead of a bias."""
+        return ("weight",) if self.data == "lesson" else ("weight", "bias")
+
+    @property
+    def updates(self) -> int:
+        return self.epochs * (-(-self.n // self.batch) if self.batch else 1)
+
+    @property
+    def lr(self) -> float:
+        return DATASETS[self.data]().lr
+
+    @property
+    def minimal_bytes(self) -> int:
+        """The data once: a run that keeps it on the chip reads it no more. Losses out."""
+        return 4 * (self.n * (self.k + self.m) + 2 * self.m * (self.k + 1) + self.updates)
+
+    @property
+    def flops(self) -> int:
+        """Prediction and gradient of every row of every epoch."""
+        return 4 * self.n * self.k * self.m * self.epochs
+
+    @property
+    def bytes_needed(self) -> int:
+        return 64 * self.minimal_bytes
+
+    @property
+    def peers(self) -> Sequence[Peer]:
+        return run_peers.PEERS
+
+    @property
+    def metric(self) -> str:
+        """Accuracy on held-out rows where there are classes, else the share of variance explained."""
+        return "accuracy" if self.data == "digits" else "R²"
+
+    def describe(self) -> dict:
+        batches = f"batches of {self.batch}, " if self.batch else ""
+        return {
+            "label": f"{self.data}, {batches}{self.updates:,} updates",
+            "n": self.n,
+            "k": self.k,
+            "m": self.m,
+            "dtype": "float32",
+            "wanted": list(self.wanted),
+            "data": self.data,
+            "updates": self.updates,
+            "batch": self.batch,
+            "metric": self.metric,
+        }
+
+    def draw(self, device: torch.device, seed: int) -> Start:
+        """The data on the device, zeros or the data set's own start, and the rows of every update, drawn like a DataLoader's."""
+        data = DATASETS[self.data]()
+        weight, bias = data.start or (torch.zeros(self.m, self.k), torch.zeros(self.m))
+        bias = bias if "bias" in self.wanted else None
+        rows = None
+        if self.batch:
+            generator = torch.Generator().manual_seed(seed)
+            orders = [torch.randperm(self.n, generator=generator).to(device) for _ in range(self.epochs)]
+            rows = [part for order in orders for part in order.split(self.batch)]
+        return Start(*(None if t is None else t.to(device) for t in (data.x, data.y, weight, bias)), rows)
+
+    def widened(self, operands: Start) -> Start:
+        return Start(*(None if t is None else t.double() for t in operands[:4]), operands.rows)
+
+    def results(self, bind: Bind, operands: Start) -> Named:
+        call = bind(operands)
+        call()
+        return dict(zip(("losses", *self.wanted), (as_tensor(t).detach() for t in call()), strict=True))
+
+    def plan(self, operands: Start) -> gdcore.plan.Plan:
+        """Of one update."""
+        rows = slice(self.batch) if self.batch else slice(None)
+        weight, *bias = (t.clone().requires_grad_() for t in operands.parameters)
+        return gdcore.explain(operands.x[rows], weight, operands.y[rows], *bias).plan
+
+    def score(self, found: Named) -> float:
+        """The metric of a run's final parameters."""
+        data = DATASETS[self.data]()
+        parameters = [found[name].cpu().float() for name in self.wanted]
+        if data.labels_validation is not None:
+            predicted = F.linear(data.x_validation, *parameters).argmax(1)
+            return (predicted == data.labels_validation).double().mean().item()
+        residual = (F.linear(data.x, *parameters) - data.y).double()
+        return 1 - (residual.square().sum() / (data.y - data.y.mean(0)).double().square().sum()).item()
+
+    def problems(self, found: Named) -> list[str]:
+        """Where a run differs from published losses and parameters, in words."""
+        golden = DATASETS[self.data]().golden
+        if not golden:
+            return []
+        losses = {int(epoch): loss for epoch, loss in golden["loss_at_epoch"].items()}
+        losses[5_000] = golden["loss_at_epoch_5000"]
+        off = [abs(found["losses"][e - 1].item() / loss - 1) for e, loss in losses.items() if e <= self.updates]
+        said = []
+        if not max(off) <= golden["tolerance"]["loss_rtol"]:
+            said.append(f"losses are off the published ones by {max(off):.1e}")
+        after = golden.get(f"after_{self.updates}", {})
+        off = [abs(found[{"w": "weight", "b": "bias"}[name]].item() / value - 1) for name, value in after.items()]
+        if not max(off, default=0.0) <= golden["tolerance"]["params_rtol"]:
+            said.append(f"parameters are off the published ones by {max(off):.1e}")
+        return said
+
+
+PROFILES = {
+    "quick": (
+        RunCase("lesson", 100),
+        RunCase("thermometer", 100, seconds=1.0),
+        RunCase("diabetes", 200, seconds=1.5),
+        RunCase("digits", 3, batch=64, seconds=1.0),
+    ),
+    "full": (
+        RunCase("lesson", 100, compilers=("compile",)),
+        RunCase("thermometer", 5_000, seconds=12.0),
+        RunCase("diabetes", 1_000, seconds=6.0, compilers=("compile",)),
+        RunCase("digits", 40, batch=64, seconds=8.0, compilers=("compile",)),
+        RunCase("digits", 400, seconds=6.0),
+    ),
+    "smoke": (RunCase("lesson", 100, seconds=0.1), RunCase("digits", 1, batch=64, seconds=0.1)),
+}
