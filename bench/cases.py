@@ -107,14 +107,15 @@ class Case:
     def results(self, bind: Bind, operands: "Tensors") -> Named:
         names = ("loss", *(() if self.op == "forward" else self.wanted))
         start = {name: getattr(operands, name).detach().clone() for name in self.wanted} if self.op == "step" else {}
-        call = bind(operands)
-        for _ in range(STEPS):
-            found = call()
-        found = {name: as_tensor(t).detach().clone() for name, t in zip(names, found, strict=True)}
-        with torch.no_grad():
-            for name, values in start.items():
-                getattr(operands, name).copy_(values)
-        return found
+        try:
+            call = bind(operands)
+            for _ in range(STEPS):
+                found = call()
+            return {name: as_tensor(t).detach().clone() for name, t in zip(names, found, strict=True)}
+        finally:  # one that fails halfway must not spoil the next one's start
+            with torch.no_grad():
+                for name, values in start.items():
+                    getattr(operands, name).copy_(values)
 
     def plan(self, operands: "Tensors") -> gdcore.plan.Plan:
         with torch.set_grad_enabled(self.op != "forward"):

@@ -88,10 +88,10 @@ class Steps:
                 f"[yellow]{escape(f'{place} {name}: {words.why_not(row)} ({took})')}[/]", soft_wrap=True
             )
             return
-        table = Table(box=None, show_header=not self._headed, pad_edge=False, header_style="bold")
+        table = Table(box=None, show_header=not self._headed, pad_edge=False, collapse_padding=True)
         self._headed = True
         place_width = len(f"[{self._count}/{self._count}]")
-        left = self._console.width - place_width - sum(2 + width for _, width in FIGURES) - 2
+        left = self._console.width - place_width - 1 - sum(1 + width for _, width in FIGURES)
         table.add_column("", width=place_width, no_wrap=True, justify="right")
         table.add_column("case", width=max(CASE_WIDTHS[0], min(CASE_WIDTHS[1], left)), overflow="fold")
         for head, width in FIGURES:

@@ -19,18 +19,23 @@ class Clocks:
 
     def __init__(self, device: torch.device) -> None:
         self._nvml, self._handle = _open(device)
-        self._before = self._clock()
+        self._before, self._reasons = self._clock(), 0
 
     def _clock(self) -> int | None:
         return None if self._nvml is None else self._nvml.nvmlDeviceGetClockInfo(self._handle, self._nvml.NVML_CLOCK_SM)
+
+    def look(self) -> None:
+        """Notes what holds the GPU back at this moment."""
+        if self._nvml is not None:
+            self._reasons |= _reasons(self._nvml, self._handle)
 
     def report(self) -> dict[str, Any] | None:
         """Clocks in MHz, and in words whether the GPU held back since this object was made."""
         if self._nvml is None:
             return None
         after = self._clock()
-        reasons = self._nvml.nvmlDeviceGetCurrentClocksThrottleReasons(self._handle)
-        held_back = [name for bit, name in SLOWING.items() if reasons & bit]
+        self.look()
+        held_back = [name for bit, name in SLOWING.items() if self._reasons & bit]
         if after < DROP * self._before:
             held_back.append(f"clock fell from {self._before} to {after} MHz")
         return {
@@ -39,6 +44,10 @@ class Clocks:
             "max_mhz": self._nvml.nvmlDeviceGetMaxClockInfo(self._handle, self._nvml.NVML_CLOCK_SM),
             "throttled": ", ".join(held_back) or None,
         }
+
+
+def _reasons(nvml: Any, handle: Any) -> int:
+    return nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
 
 
 def _open(device: torch.device) -> tuple[Any, Any]:
@@ -51,6 +60,10 @@ def _open(device: torch.device) -> tuple[Any, Any]:
         uuid = (
             f"GPU-{torch.cuda.get_device_properties(device).uuid}"  # its index is not NVML's where devices are hidden
         )
-        return pynvml, pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM)  # some GPUs refuse: better now than between samples
+        pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM)
+        _reasons(pynvml, handle)
+        return pynvml, handle
     except Exception:  # not installed, no permission, a driver without it: then there is nothing to read
         return None, None

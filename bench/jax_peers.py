@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,10 +20,11 @@ def _jax(device: torch.device, dtype: torch.dtype) -> Any:
     """The module, set up; raises LeftOut where it cannot do the same work."""
     if importlib.util.find_spec("jax") is None:
         raise LeftOut("JAX is not installed")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # else it takes three quarters of a GPU's memory
     import jax
 
     platform = jax.default_backend()
-    if (platform == "gpu") != (device.type == "cuda"):
+    if platform != {"cuda": "gpu"}.get(device.type, device.type):
         raise LeftOut(f"this JAX runs on {platform}, what is measured here is {device.type}")
     if dtype is torch.float64:
         raise LeftOut("JAX computes in float32 unless a whole process is switched to 64 bits")

@@ -135,7 +135,8 @@ def _library(case: Case, device: torch.device) -> Bind:
         def mean_square(residual: Tensor) -> Tensor:
             flat = residual.view(-1)
             if flat.is_cuda or flat.dtype.itemsize < 4:  # dot's result is rounded to half, and it counts in 32 bits
-                return torch.linalg.vector_norm(flat, dtype=torch.float32).square().div(flat.numel()).to(y.dtype)
+                wide = torch.promote_types(flat.dtype, torch.float32)
+                return torch.linalg.vector_norm(flat, dtype=wide).square().div(flat.numel()).to(y.dtype)
             return torch.dot(flat, flat) / flat.numel()
 
         def residual() -> Tensor:

@@ -103,7 +103,8 @@ def commit() -> str | None:
 def free_bytes(device: torch.device) -> int | None:
     """Memory that can still be allocated on the device; None where it cannot be known."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # PyTorch's own, unused
+        return torch.cuda.mem_get_info(device)[0] + kept
     available = _first_field("/proc/meminfo", "MemAvailable")
     known = [int(available.split()[0]) * 1024] if available else []
     group = Path("/sys/fs/cgroup")  # a container's own limit

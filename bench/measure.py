@@ -80,7 +80,7 @@ def measure_case(case: Workload, setting: Setting) -> dict:
         return row
     if setting.device.type == "cuda":
         for name, bind in binds.items():
-            row["peers"][name]["peak_bytes"] = memory.peak_of(bind, operands, setting.device)
+            row["peers"][name] |= _memory(name, bind, operands, setting.device)
     return row | _time_all(case, binds, row, operands, setting)
 
 
@@ -125,6 +125,16 @@ def _check(
     return entry | {"failure": "; ".join(entry["parity"]["failures"])}, None
 
 
+def _memory(name: str, bind: Bind, operands: Any, device: torch.device) -> dict:
+    """{"peak_bytes"}, or {"no_memory"} and why."""
+    if name == JAX:
+        return {"no_memory": "JAX has a memory pool of its own"}
+    try:
+        return {"peak_bytes": memory.peak_of(bind, operands, device)}
+    except Exception as error:  # whatever a peer raises is its result
+        return {"no_memory": in_one_line(error)}
+
+
 def _may_run(case: Workload, peer: str, setting: Setting) -> None:
     """Raises LeftOut for a peer that this run, or this case of its profile, does without."""
     if setting.only is not None and peer not in (*setting.only, case.peers[0].name, OURS):
@@ -142,10 +152,16 @@ def _time_all(case: Workload, binds: dict[str, Bind], row: dict, operands: Any, 
     found: dict[str, Any] = {"comparisons": {}, "best": {}, "noise": {}}
     columns = (WALL,) if device.type == "cpu" or case.kind == "run" else (DEVICE, REPLAY, WALL)
     for column in columns:
-        sets = _sets(case, operands, setting) if column == REPLAY else [operands]
-        calls = _calls(column, {**binds, AGAIN: binds[OURS]}, sets, row["peers"])
-        clock = {WALL: WallClock, DEVICE: DeviceClock, REPLAY: ReplayClock}[column](device)
-        samples = interleave(calls, clock, seconds=case.seconds * setting.pace / len(columns))
+        try:
+            sets = _sets(case, operands, setting) if column == REPLAY else [operands]
+            calls = _calls(column, {**binds, AGAIN: binds[OURS]}, sets, row["peers"])
+            clock = {WALL: WallClock, DEVICE: DeviceClock, REPLAY: ReplayClock}[column](device)
+            samples = interleave(calls, clock, seconds=case.seconds * setting.pace / len(columns))
+        except Exception as error:  # memory for all of them at once, most likely
+            for name in binds:
+                row["peers"][name].setdefault("no_time", {})[column] = in_one_line(error)
+            continue
+        clocks.look()
         again = samples.pop(AGAIN, None)
         for name, values in samples.items():
             row["peers"][name].setdefault("times", {})[column] = {"samples": values, **quantiles(values)}
@@ -186,7 +202,7 @@ def _replays(bind: Bind, sets: list) -> Replays:
 
 
 def _sets(case: Workload, operands: Any, setting: Setting) -> list:
-    """The operands and as many more as together pass twice the cache, within a quarter of the free memory."""
+    """The operands and as many more as together pass twice the cache, but MOST_SETS at most, within a quarter of the free memory."""
     cache = torch.cuda.get_device_properties(setting.device).L2_cache_size
     wanted = min(MOST_SETS, 1 + math.ceil(2 * cache / max(1, case.minimal_bytes)))
     affordable = (free_bytes(setting.device) or 0) // (4 * max(1, case.bytes_needed))

@@ -5,6 +5,7 @@ On the CPU this is measured in a process of its own, in which freed memory goes 
 `python -m gdcore.bench.memory`, reads cases and peers as JSON and prints a line for each.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -36,6 +37,7 @@ def peak_of(bind: Bind, operands: Any, device: torch.device) -> int:
     """Bytes that a call takes at its peak beyond what was held before: on CUDA before it was bound, since a graph takes its
     memory when it is captured; on the CPU before the call, since a compiler's own memory would hide everything else."""
     if device.type == "cuda":
+        bind(operands)()  # what a compiler takes while it tries kernels out is not the call's
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -61,6 +63,7 @@ def measurable(row: Mapping) -> list[str]:
 def measure_apart(rows: Iterable[Mapping], seed: int) -> Iterable[tuple[int, str, dict]]:
     """(number of the row, peer, {"peak_bytes"} or {"no_memory": why}), one after the other, from a process of its own."""
     jobs = [[_arguments(row), measurable(row)] for row in rows]
+    missing = [(number, peer) for number, (_, peers) in enumerate(jobs) for peer in peers]
     root = str(Path(gdcore.__file__).parents[1])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-m", "gdcore.bench.memory", str(seed)]
@@ -73,12 +76,16 @@ def measure_apart(rows: Iterable[Mapping], seed: int) -> Iterable[tuple[int, str
         env={**os.environ, **SETTINGS, "PYTHONPATH": path},
     ) as process:
         try:
-            process.stdin.write(json.dumps(jobs))
-            process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(json.dumps(jobs))
+                process.stdin.close()
             for line in process.stdout:
-                yield tuple(json.loads(line))
+                number, peer, found = json.loads(line)
+                missing.remove((number, peer))
+                yield number, peer, found
         finally:
             process.kill()
+    yield from ((number, peer, {"no_memory": "the process that measures it ended"}) for number, peer in missing)
 
 
 def _arguments(row: Mapping) -> dict:

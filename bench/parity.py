@@ -3,6 +3,8 @@
 The test: our error <= 2 x stock's error + a floor for the dtype. Speed is not measured where it fails.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,11 @@ def largest_error(value: Tensor, exact: Tensor) -> float:
         return 0.0
     difference, size = (value.double() - exact.double()).abs().max().item(), exact.double().abs().max().item()
     return difference / size if size else (0.0 if difference == 0 else float("inf"))
+
+
+def _worst(numbers: Iterable[float]) -> float | None:
+    """The largest; a NaN is worse than any."""
+    return max(numbers, key=lambda number: (number != number, number), default=None)
 
 
 def judge(kind: str, found: Named, truth: Named, stock: Named) -> dict:
@@ -43,11 +50,11 @@ def judge(kind: str, found: Named, truth: Named, stock: Named) -> dict:
     if kind == "sgd":
         if len(failures) > 1:
             failures = [f"wrong for {len(failures)} of {len(errors)} tensors: {failures[0]}"]
-        errors, stock_errors = ({"parameters": max(part.values())} for part in (errors, stock_errors))
+        errors, stock_errors = ({"parameters": _worst(part.values())} for part in (errors, stock_errors))
     return {
         "errors": errors,
         "stock_errors": stock_errors,
-        "worst_ratio": max(ratios, default=None),
+        "worst_ratio": _worst(ratios),
         "passed": not failures,
         "failures": failures,
     }

@@ -109,15 +109,16 @@ class Run:
 
     def memory(self) -> str:
         rows = [row for row in self.document["cases"].values() if memory.measurable(row)]
-        wanted = sum(len(memory.measurable(row)) for row in rows)
+        count = 0
         with suppress(OSError):  # it may die before it has read what to do
             for number, peer, found in memory.measure_apart(rows, self.document["seed"]):
                 rows[number]["peers"][peer] |= found
+                count += 1
         lost = [row["peers"][peer] for row in rows for peer in memory.measurable(row)]
         for entry in lost:
             entry["no_memory"] = "the process that measures memory died"
         self.results.save()
-        return f"{wanted - len(lost)} calls" + (f"; the process died before {len(lost)} more" if lost else "")
+        return f"{count} call{'s' * (count != 1)}" + (f"; the process died before {len(lost)} more" if lost else "")
 
     def host(self) -> str:
         try:

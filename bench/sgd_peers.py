@@ -25,9 +25,8 @@ def _optimizer(make: Callable, **which: bool) -> Callable[[SgdCase, torch.device
 
 
 def _compiled(case: SgdCase, device: torch.device) -> Bind:
-    torch.compiler.reset()  # what was compiled for another case counts towards its limit
-
     def bind(operands: Stepped) -> Callable[[], object]:
+        torch.compiler.reset()  # every optimizer is compiled anew: past the limit of those it would silently run eagerly
         return torch.compile(torch.optim.SGD(operands.params, lr=LR, **case.settings).step)
 
     return bind

@@ -72,9 +72,7 @@ def speedup(found: Mapping | None, whose: bool = False) -> Cell | None:
     if None not in (low, high):
         second.append(f"{words.three_digits(low)} to {words.three_digits(high)}")
     ratio = float(found["speedup"])
-    return Cell(
-        joined([words.times(ratio), " ", badge(found.get("verdict")), small(", ".join(second))]), ratio, "number"
-    )
+    return Cell(joined([words.times(ratio), " ", badge(found.get("verdict")), *map(small, second)]), ratio, "number")
 
 
 def compared(rows: Rows, column: str | None, name: str, what: str) -> Markup:

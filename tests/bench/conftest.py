@@ -25,7 +25,7 @@ def case() -> Case:
 def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.compile fails as it does where no compiler is installed."""
 
-    def fail(function):
+    def fail(function, **_: object):
         def call(*_: object):
             raise RuntimeError("No working C++ compiler found\nsecond line")
 

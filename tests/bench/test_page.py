@@ -212,8 +212,15 @@ def test_a_document_may_be_incomplete(change):
 def test_exact_and_infinite_errors_have_a_place_on_the_plot():
     text = str(charts.errors(document()))
     assert charts.ZERO in text and charts.INFINITE in text and text.count("PARITY FAILS") == 3
+    failed = {name: y for y, name in re.findall(r'cy="([^"]*)"[^>]*><title>(\w+) of 70,000', text)}
+    assert failed["weight"] == failed["bias"] != failed["loss"]  # inf and NaN at the top
     places = {float(place) for place in re.findall(r'c[xy]="([^"]*)"', text)}
     assert places and min(places) > 0 and max(places) < charts.WIDTH
+
+
+def test_what_an_axis_cannot_show_stays_inside_it():
+    axis = charts.Axis([1e-5, 1.0, 0.0], 100, 700)
+    assert [axis(value) for value in (0.0, 1e-300, 1e300, float("inf"))] == [100, 100, 700, 700]
 
 
 def test_the_page_replaces_a_file_in_one_step(tmp_path):
@@ -232,7 +239,13 @@ def browse(folder: Path, address: str = "", script: str = "") -> tuple[Tree, dic
     """The page as Chromium has it after its scripts have run, and the root element's attributes."""
     text = page.html(document(CUDA)).replace("</body>", f"<script>{script}</script></body>")
     (folder / "page.html").write_text(text, encoding="utf-8")
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
+    options = [
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--window-size=400,900",
+        f"--user-data-dir={folder / 'profile'}",
+    ]
     command = [CHROMIUM, *options, "--virtual-time-budget=2000", "--dump-dom", f"file://{folder}/page.html{address}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr

@@ -16,6 +16,8 @@ from gdcore.bench.results import BadInput, Results, read
 from gdcore.bench.selection import Selection, choose
 
 SMOKE = [case.name for case in choose("smoke", "cpu", Selection())]
+KINDS = "step,run,host,predicted"  # of the quick profile: with extra memory, but not so many
+FEW = [case.name for case in choose("quick", "cpu", Selection(op=tuple(KINDS.split(","))))]
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +58,7 @@ def test_host_times_are_measured_in_smoke_when_asked_for(fake_work, out, asked):
     assert fake_work == ["host"] and read(out)["host"]["rows"]
 
 
-def failing(monkeypatch, module, name: str, at: int, error: type[BaseException] = KeyboardInterrupt) -> None:
+def failing(monkeypatch, module, name: str, at: int, error: object = KeyboardInterrupt) -> None:
     """The function raises at its at-th call."""
     real, calls = getattr(module, name), []
 
@@ -75,7 +77,7 @@ PIECES = {
     "the ceilings": (runner.ceilings, "measure", 1, 0),
     "the first case": (runner, "measure_case", 1, 0),
     "a middle case": (runner, "measure_case", 4, 3),
-    "the last case": (runner, "measure_case", len(choose("quick", "cpu", Selection())), -1),
+    "the last case": (runner, "measure_case", len(FEW), -1),
     "extra memory": (runner.memory, "measure_apart", 1, None),
     "host": (runner.host, "measure", 1, None),
     "predicted": (runner.predict, "table", 1, None),
@@ -86,12 +88,11 @@ PIECES = {
 @pytest.mark.parametrize("piece", PIECES)
 def test_an_interrupt_loses_nothing_and_resume_goes_on(fake_work, monkeypatch, out, capsys, piece):
     module, function, at, measured = PIECES[piece]
-    every = [case.name for case in choose("quick", "cpu", Selection())]
     with monkeypatch.context() as broken:
         failing(broken, module, function, at)
-        assert run("--out", out) == 130
+        assert run("--op", KINDS, "--out", out) == 130
     first, said = read(out), capsys.readouterr().out
-    assert list(first["cases"]) == (every if measured is None else every[:measured])
+    assert list(first["cases"]) == (FEW if measured is None else FEW[:measured])
     assert f"saved: {len(first['cases'])} case" in said and f"Saved in {out}" in said
     assert bool(first["finished"]) == (piece == "the summary")
     if not first["finished"]:
@@ -100,7 +101,7 @@ def test_an_interrupt_loses_nothing_and_resume_goes_on(fake_work, monkeypatch, o
     fake_work.clear()
     assert run("--resume", out) == 0
     last = read(out)
-    assert list(last["cases"]) == every and last["finished"] and last["host"] and last["predicted"]
+    assert list(last["cases"]) == FEW and last["finished"] and last["host"] and last["predicted"]
     assert not set(fake_work) & set(first["cases"]), "nothing is measured twice"
     assert {name: last["cases"][name] for name in first["cases"]} == first["cases"]
     assert set(last["attempts"].values()) == {1}
@@ -120,7 +121,7 @@ def test_an_interrupt_before_anything_was_saved_names_no_file(fake_work, monkeyp
 
 
 def test_a_full_disk_is_one_line_and_leaves_what_was_saved(fake_work, monkeypatch, out, capsys):
-    failing(monkeypatch, os, "fsync", 6, lambda: OSError(errno.ENOSPC, "No space left on device"))
+    failing(monkeypatch, os, "fsync", 6, OSError(errno.ENOSPC, "No space left on device"))
     assert run("--profile", "smoke", "--out", out) == 2
     said = capsys.readouterr()
     assert said.err == f"gdcore.bench: cannot write {out}: No space left on device\n"
@@ -207,19 +208,19 @@ def test_memory_goes_into_the_rows_and_what_could_not_be_measured_says_so(fake_w
         yield 0, "eager", {"peak_bytes": 4096}
         raise BrokenPipeError
 
-    row = make.row(bytes=runner.memory.LEAST_BYTES)
-    monkeypatch.setattr(runner, "measure_case", lambda case, setting: row | case.describe())
+    large = {"bytes": runner.memory.LEAST_BYTES}
+    monkeypatch.setattr(runner, "measure_case", lambda case, setting: make.row(**large) | case.describe())
     monkeypatch.setattr(runner.memory, "measure_apart", one_then_death)
     assert run("--out", out, "--only", "tiny-100x2x1-float32-dW") == 0
     first = next(iter(read(out)["cases"].values()))["peers"]
     assert first["eager"]["peak_bytes"] == 4096 and "died" in first["gdcore"]["no_memory"]
     said = capsys.readouterr().out
-    assert "1 calls; the process died before" in said and "The memory of gdcore is not known" in said
+    assert "1 call; the process died before 3 more" in said and "The memory of gdcore is not known" in said
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no kernels"), OSError("no process"), ValueError("no JSON")], ids=str)
 def test_without_host_times_the_run_goes_on_and_says_so(fake_work, monkeypatch, out, error, capsys):
-    failing(monkeypatch, runner.host, "measure", 1, lambda: error)
+    failing(monkeypatch, runner.host, "measure", 1, error)
     assert run("--profile", "smoke", "--op", "host", "--out", out) == 0
     assert (
         str(error) in read(out)["host"]["failure"]
@@ -245,7 +246,9 @@ def test_the_exit_status_is_1_where_something_is_wrong(fake_work, monkeypatch, o
 
 def test_nothing_chosen_is_refused_by_name(out, tmp_path):
     results = Results.new(out, profile="smoke", selection={}, seed=0, machine={}, versions={}, commit=None)
-    with pytest.raises(BadInput, match=r"matches regime C, only 'x'; there are: tiny-100x2x1-float32-dW, .*run-lesson"):
+    with pytest.raises(
+        BadInput, match=r"matches regime 'C', only 'x'; there are: tiny-100x2x1-float32-dW, .*run-lesson"
+    ):
         runner.Run(results, torch.device("cpu"), Selection(regime=("C",), only="x"), None).pieces()
 
 
