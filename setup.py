@@ -10,6 +10,7 @@ from setuptools import setup
 
 HERE = pathlib.Path(__file__).parent
 BENCH = ["matplotlib>=3.8", "pytest-benchmark>=4", "rich>=13", "scikit-learn>=1.4"]
+GPU = ["nvidia-ml-py>=12"]  # lets the benchmark read the GPU's clocks
 TEST = ["build>=1", "expecttest>=0.2", "hypothesis>=6", "pytest>=8", "ruff>=0.6", "setuptools>=68", "wheel>=0.40"]
 
 setup(
@@ -22,11 +23,24 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=["gdcore", "gdcore.backends", "gdcore.sgd", "gdcore.kernels", "gdcore.bench"],
+    packages=[
+        "gdcore",
+        "gdcore.backends",
+        "gdcore.sgd",
+        "gdcore.kernels",
+        "gdcore.bench",
+        "gdcore.bench.page",
+        "gdcore.bench.tuning",
+    ],
     package_dir={"gdcore": "gdcore", "gdcore.kernels": "kernels", "gdcore.bench": "bench"},
-    package_data={"gdcore": ["py.typed"], "gdcore.kernels": ["*.json"], "gdcore.bench": ["data/*.json", "data/*.md"]},
+    package_data={
+        "gdcore": ["py.typed"],
+        "gdcore.kernels": ["*.json"],
+        "gdcore.bench": ["data/*.json", "data/*.md"],
+        "gdcore.bench.page": ["*.css", "*.js"],
+    },
     install_requires=["numpy>=1.26", "platformdirs>=4", "torch>=2.9", "triton>=3.6; platform_system == 'Linux'"],
-    extras_require={"bench": BENCH, "test": TEST + BENCH, "lessons": ["matplotlib>=3.8"]},
+    extras_require={"bench": BENCH, "gpu": GPU, "test": TEST + BENCH, "lessons": ["matplotlib>=3.8"]},
     entry_points={"console_scripts": ["gdcore-bench = gdcore.bench.__main__:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",

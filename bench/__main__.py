@@ -22,7 +22,7 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> Parser:
     """The commands and their options. With no command it is `run`."""
-    from . import compare, explain, selection, tune
+    from . import compare, explain, selection, tuning
 
     top = Parser(
         prog="gdcore.bench",
@@ -54,7 +54,7 @@ def parser() -> Parser:
         command("compare", compare.command, "what became slower, wrong or larger between two results")
     )
     explain.add_arguments(command("explain", explain.command, "what gdcore does with one shape, and why"))
-    tune.add_arguments(command("tune", tune.command, "search tile configurations for this machine's GPU"))
+    tuning.add_arguments(command("tune", tuning.command, "search tile configurations for this machine's GPU"))
     readme = command("readme", write_readme, "write a result file's figures into README.md and docs/")
     readme.add_argument("result", type=Path, metavar="RESULT.json")
     readme.add_argument("--readme", type=Path, default=Path("README.md"), metavar="FILE", help="default: README.md")

@@ -9,9 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from . import points, words
-from .charts import plain, power, si, si_power
-from .page_head import where
+from . import words
+from .page import points
+from .page.charts import plain, power, si, si_power
+from .page.head import where
 from .peers import COMPILED, LIBRARY, OURS, STOCK
 from .results import BadInput
 

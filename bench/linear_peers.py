@@ -90,7 +90,8 @@ def _compiled(mode: str | None) -> Callable:
             torch.compiler.cudagraph_mark_step_begin()  # the results of the call before are no longer needed
             return compiled(*operands)
 
-        return lambda tensors: bound(case, tensors, compiled if mode is None else function, stock_sgd)
+        graphed = mode is not None and device.type == "cuda"
+        return lambda tensors: bound(case, tensors, function if graphed else compiled, stock_sgd)
 
     return prepare
 

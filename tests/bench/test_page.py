@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from report_support import document
 
-from gdcore.bench import charts, page
+from gdcore.bench import page
+from gdcore.bench.page import charts
 from gdcore.bench.results import BadInput
 
 VOID = {"meta", "input", "br", "link"}

@@ -12,12 +12,14 @@ import torch
 
 from gdcore import tuned_format
 from gdcore.backends import Wanted
-from gdcore.bench import tune, tune_candidates, tune_search
+from gdcore.bench import tuning as tune
 from gdcore.bench.results import BadInput
-from gdcore.bench.tune_candidates import SIZES, Job, candidates, jobs
-from gdcore.bench.tune_compile import chip_of, entry_of, variant, why_dropped
-from gdcore.bench.tune_search import DEFAULT, Operands, Tools, search
-from gdcore.bench.tune_table import TableFile
+from gdcore.bench.tuning import candidates as tune_candidates
+from gdcore.bench.tuning import search as tune_search
+from gdcore.bench.tuning.candidates import SIZES, Job, candidates, jobs
+from gdcore.bench.tuning.compile import chip_of, entry_of, variant, why_dropped
+from gdcore.bench.tuning.search import DEFAULT, Operands, Tools, search
+from gdcore.bench.tuning.table import TableFile
 from gdcore.devices import A100, B200, H200
 from gdcore.kernels.shipped import SHORT
 from gdcore.tuned import Table
@@ -355,7 +357,7 @@ def test_interpreted_kernels_are_not_tuned(monkeypatch):
 
 def test_the_candidates_are_listed_without_a_gpu_and_no_table_is_read():
     code = (
-        "import argparse, sys; from gdcore.bench import tune; p = argparse.ArgumentParser(); tune.add_arguments(p); "
+        "import argparse, sys; from gdcore.bench import tuning as tune; p = argparse.ArgumentParser(); tune.add_arguments(p); "
         "status = tune.command(p.parse_args()); from gdcore.tuned import table_for; "
         "sys.exit(status or 'platformdirs' in sys.modules or table_for.cache_info().misses)"
     )

@@ -19,7 +19,7 @@ from gdcore.kernels.shipped import rows_variant, tile_variant
 from gdcore.kernels.shipped_products import EVEN, FLAGS, product_variants
 from gdcore.tuned_format import PRODUCTS, RESOURCES, Entry
 
-from .tune_candidates import Job
+from .candidates import Job
 
 FLOOR = 0.5  # of the default's loads in flight (of its occupancy, for a product): with less a kernel waits for memory
 MATRIX_INSTRUCTIONS = {"HMMA", "HGMMA", "QGMMA", "UTCHMMA", "DMMA"}

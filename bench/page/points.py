@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from . import words
-from .peers import LOOP, OURS, STOCK
+from .. import words
+from ..peers import LOOP, OURS, STOCK
 
 COLUMNS = ("device", "replay", "wall")
 OPS = ("forward", "backward", "step", "sgd", "run")

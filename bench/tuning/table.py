@@ -11,8 +11,8 @@ from gdcore import tuned_format
 from gdcore.devices import Device
 from gdcore.tuned_format import Key
 
-from .results import BadInput, write
-from .tune_candidates import Job
+from ..results import BadInput, write
+from .candidates import Job
 
 
 class TableFile:

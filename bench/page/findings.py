@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-from . import points, words
+from .. import words
+from ..peers import OURS
+from . import points
 from .markup import Markup, items, joined, tag
-from .peers import OURS
 from .speed_tables import badge
 
 OPPONENTS = (("stock", points.against), ("the best peer", points.best))

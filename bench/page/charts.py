@@ -3,9 +3,10 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from . import points, words
+from .. import words
+from ..peers import OURS, STOCK
+from . import points
 from .markup import Markup, joined, tag
-from .peers import OURS, STOCK
 
 WIDTH, HEIGHT = 760, 440
 LEFT, RIGHT, TOP, BOTTOM = 92, 30, 24, 50

@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
-from . import points, words
+from .. import words
+from . import points
 from .markup import Markup, joined, small, tag
 
 FULL = 2.0  # octaves from 1.0x to the strongest colour: 4x and 0.25x

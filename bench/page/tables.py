@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from . import points, words
+from .. import words
+from ..peers import OURS, STOCK
+from . import points
 from .markup import Cell, Markup, joined, small, table, tag
-from .peers import OURS, STOCK
 from .speed_tables import below, bytes_, error, head, marks, seconds, timing
 
 Rows = Sequence[Mapping]

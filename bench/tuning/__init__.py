@@ -59,7 +59,7 @@ def command(options: argparse.Namespace) -> int:
     BadInput
         No CUDA device that the kernels run on, no place for the table, or options that cannot be.
     """
-    from .results import BadInput
+    from ..results import BadInput
 
     sizes = [_size(text) for text in options.size] if options.size else None
     if not (math.isfinite(options.minutes) and options.minutes > 0):
@@ -80,7 +80,7 @@ def command(options: argparse.Namespace) -> int:
 
 
 def _size(text: str) -> tuple[int, int, int]:
-    from .results import BadInput
+    from ..results import BadInput
 
     if not re.fullmatch(r"[1-9]\d{0,11}(x[1-9]\d{0,11}){2}", text):
         raise BadInput(f"--size is {text!r}: it must be rows x features x outputs, such as 1000000x64x1")
@@ -91,11 +91,11 @@ def _size(text: str) -> tuple[int, int, int]:
 def _jobs(options: argparse.Namespace, sizes, device):
     import torch
 
-    from . import tune_candidates
-    from .results import BadInput
+    from ..results import BadInput
+    from . import candidates
 
-    found = tune_candidates.jobs(
-        sizes or tune_candidates.SIZES,
+    found = candidates.jobs(
+        sizes or candidates.SIZES,
         [getattr(torch, name) for name in options.dtype or DTYPES[:2]],
         device,
         families=None if options.family is None else [FAMILIES[name] for name in options.family],
@@ -116,8 +116,8 @@ def _list(options: argparse.Namespace, sizes) -> int:
 
     from gdcore import devices
 
-    from . import tune_candidates
-    from .tune_compile import Compiler, why_dropped
+    from . import candidates
+    from .compile import Compiler, why_dropped
 
     here = options.arch is None and torch.cuda.is_available()
     device = devices.describe(torch.device("cuda", torch.cuda.current_device())) if here else None
@@ -126,7 +126,7 @@ def _list(options: argparse.Namespace, sizes) -> int:
     console.print(f"Compiled for sm_{device.architecture}, resources as on {device.name}; nothing is run.")
     with Compiler(device, options.workers) as compiler:
         for job in _jobs(options, sizes, device):
-            configs = tune_candidates.candidates(job, device, options.limit)
+            configs = candidates.candidates(job, device, options.limit)
             console.print(f"\n{job}: {len(configs)} candidates")
             shipped = None
             for config, made in zip(configs, compiler(job, configs), strict=True):
@@ -141,7 +141,7 @@ def _list(options: argparse.Namespace, sizes) -> int:
                         f"{made['registers']:4} registers {made['shared_bytes']:7} B shared "
                         f"{made['programs_per_sm']:3} programs {made['occupancy']:5.0%}"
                     )
-                console.print(f"  {tune_candidates.words(config):36} {resources:50}  {verdict}", markup=False)
+                console.print(f"  {candidates.words(config):36} {resources:50}  {verdict}", markup=False)
     return 0
 
 
@@ -155,7 +155,7 @@ def _tune(options: argparse.Namespace, sizes) -> int:
     from gdcore.backends import backend_for
     from gdcore.tuned import VARIABLE, NoTable, path_for
 
-    from .results import BadInput
+    from ..results import BadInput
 
     if not torch.cuda.is_available():
         raise BadInput("tune needs a CUDA device, and there is none here; tune --list shows the candidates without one")
@@ -167,10 +167,10 @@ def _tune(options: argparse.Namespace, sizes) -> int:
         path = path_for(device)
     except NoTable as error:
         raise BadInput(str(error)) from error
-    from .timing import DeviceClock, interleave
-    from .tune_compile import Compiler
-    from .tune_search import Operands, Tools, run
-    from .tune_table import TableFile
+    from ..timing import DeviceClock, interleave
+    from .compile import Compiler
+    from .search import Operands, Tools, run
+    from .table import TableFile
 
     jobs = _jobs(options, sizes, device)
     table = TableFile(path, device, may_replace=not os.environ.get(VARIABLE))

@@ -15,11 +15,11 @@ from gdcore.kernels.configs import Config
 from gdcore.plan import Plan
 from gdcore.tuned_format import RESOURCES
 
-from .timing import Comparison, compare
-from .tune_candidates import Job, candidates, words
-from .tune_compile import Figures, entry_of, why_dropped
-from .tune_table import TableFile
-from .words import duration, times
+from ..timing import Comparison, compare
+from ..words import duration, times
+from .candidates import Job, candidates, words
+from .compile import Figures, entry_of, why_dropped
+from .table import TableFile
 
 DEFAULT = "default"
 FINALISTS = 3  # that are timed for long

@@ -5,11 +5,11 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from . import charts, heatmap, page_findings, page_head, page_tables, points, speed_tables
+from ..results import BadInput
+from . import charts, findings, head, heatmap, points, speed_tables, tables
 from .markup import Markup, joined, tag
-from .results import BadInput
 
-STATIC = Path(__file__).parent / "data"
+STATIC = Path(__file__).parent
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 KINDS = {"linear_mse": "linear + MSE", "sgd": "an optimizer step", "run": "whole training runs"}
 OWN = "headline"  # each case in the column that its row names
@@ -62,8 +62,8 @@ def html(document: Mapping) -> str:
     """The page. Whatever the document lacks is left out, or said to be missing."""
     rows = points.rows(document)
     columns = points.columns(rows)
-    title = f"gdcore benchmark: {page_head.where(document)}"
-    head = tag(
+    title = f"gdcore benchmark: {head.where(document)}"
+    in_head = tag(
         "head",
         tag("meta", charset="utf-8"),
         tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
@@ -75,20 +75,20 @@ def html(document: Mapping) -> str:
     )
     body = tag(
         "body",
-        tag("header", tag("h1", "gdcore benchmark"), page_head.banner(document), page_head.facts(document)),
+        tag("header", tag("h1", "gdcore benchmark"), head.banner(document), head.facts(document)),
         tag(
             "main",
-            _section("What this run found", page_findings.found(document)),
-            _section("What this machine can do", page_head.ceilings(document)),
+            _section("What this run found", findings.found(document)),
+            _section("What this machine can do", head.ceilings(document)),
             _controls(rows, columns),
             _section("Speed-up against stock, by shape", _by_column(columns, lambda c, _: heatmap.maps(rows, c))),
             *_plots(document),
             *_tables(document, rows, columns),
-            _section("Words used here", tag("dl", *page_head.pairs(GLOSSARY.items()), class_="glossary")),
+            _section("Words used here", tag("dl", *head.pairs(GLOSSARY.items()), class_="glossary")),
         ),
         tag("script", _static("page.js")),
     )
-    return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
+    return f"<!DOCTYPE html>\n{tag('html', in_head, body, lang='en')}\n"
 
 
 def _static(name: str) -> Markup:
@@ -122,7 +122,7 @@ def _controls(rows: Sequence[Mapping], columns: Sequence[str]) -> Markup:
     count = tag("output", id="count", for_="search", aria_live="polite")
     parts.append(tag("div", search, *selects, count, id="finder", hidden=True))
     told = [(name, CLOCKS.get(name, "")) for name in (OWN, *columns)]
-    clocks = tag("dl", *page_head.pairs(told), class_="glossary") if len(columns) > 1 else ""
+    clocks = tag("dl", *head.pairs(told), class_="glossary") if len(columns) > 1 else ""
     return joined([tag("div", *parts, class_="controls"), clocks])
 
 
@@ -163,17 +163,17 @@ def _tables(document: Mapping, rows: Sequence[Mapping], columns: Sequence[str]) 
     found = []
     for kind, what in KINDS.items():
         if of_kind := [row for row in rows if row.get("kind") == kind]:
-            more = page_tables.scores(of_kind) if kind == "run" else ""
+            more = tables.scores(of_kind) if kind == "run" else ""
             found.append(_section(f"Speed: {what}", _speed(kind, of_kind, columns), more))
     sections = (
-        ("Parity", _by_kind(rows, page_tables.parity)),
-        ("Memory of one call", _by_kind(rows, page_tables.memory)),
-        ("Host time", document.get("host") and page_tables.host(document["host"])),
+        ("Parity", _by_kind(rows, tables.parity)),
+        ("Memory of one call", _by_kind(rows, tables.memory)),
+        ("Host time", document.get("host") and tables.host(document["host"])),
         (
             "Predicted for a GPU, not measured",
-            document.get("predicted") and page_tables.predicted(document["predicted"]),
+            document.get("predicted") and tables.predicted(document["predicted"]),
         ),
-        ("Left out, failed, skipped", rows and page_tables.missing(rows)),
+        ("Left out, failed, skipped", rows and tables.missing(rows)),
     )
     return found + [_section(title, content) for title, content in sections if content]
 
@@ -186,7 +186,7 @@ def _by_kind(rows: Sequence[Mapping], render: Callable[[Sequence[Mapping], str],
 def _speed(kind: str, rows: Sequence[Mapping], columns: Sequence[str]) -> Markup:
     """The three tables of times, for each column."""
 
-    def tables(column: str | None, name: str) -> Markup:
+    def three(column: str | None, name: str) -> Markup:
         shown = [row for row in rows if points.no_figure(row) or _has(row, column)]
         if not shown:
             return tag("p", "No case has figures by this clock.", class_="quiet")
@@ -202,7 +202,7 @@ def _speed(kind: str, rows: Sequence[Mapping], columns: Sequence[str]) -> Markup
             ]
         )
 
-    return _by_column(columns, tables)
+    return _by_column(columns, three)
 
 
 def _has(row: Mapping, column: str | None) -> bool:

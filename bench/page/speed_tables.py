@@ -3,9 +3,10 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from . import points, words
+from .. import words
+from ..peers import OURS
+from . import points
 from .markup import Cell, Markup, joined, small, table, tag
-from .peers import OURS
 
 Rows = Sequence[Mapping]
 
