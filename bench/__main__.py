@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -70,7 +71,13 @@ def start_or_resume(options: argparse.Namespace) -> int:
     if options.seed is not None and not 0 <= options.seed < MOST_SEEDS:
         raise BadInput(f"--seed is {options.seed}, it must be a whole number from 0 to 2^63 - 1")
     device = machine.device_here()
-    here = {"machine": machine.describe_machine(device), "versions": machine.versions()}
+    here = {
+        "machine": machine.describe_machine(device),
+        "versions": machine.versions(),
+        "commit": machine.commit(),
+    }
+    if options.out and options.out.is_file() and options.out.stat().st_size and options.out != options.resume:
+        raise BadInput(f"{options.out} exists: go on with it by --resume, or give another --out")
     if options.resume:
         if options.seed is not None:
             raise BadInput("--seed cannot change when a run is resumed: the file has its own")
@@ -79,7 +86,8 @@ def start_or_resume(options: argparse.Namespace) -> int:
     else:
         profile = options.profile or "quick"
         given = {"profile": profile, "selection": asked.to_json(), "seed": options.seed or 0}
-        results = Results.new(options.out or default_path(), **given, commit=machine.commit(), **here)
+        given["busy_cores"] = machine.busy_cores()
+        results = Results.new(options.out or default_path(), **given, **here)
     out = console.make_console()
     try:
         return runner.run(results, asked, device, out)
@@ -127,6 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given.insert(0, "run")
     from .results import BadInput
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without × or µ must not end a run
     try:
         options = parser().parse_args(given)
         return options.does(options)

@@ -10,8 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-from . import tables, words
-from .findings import findings
+from . import findings, tables, words
 from .peers import LIBRARY, OURS
 
 COLOURS = {"FASTER": "green", "SLOWER": "red", "SAME": "cyan", "UNSURE": "yellow"}
@@ -133,6 +132,8 @@ def header(console: Console, document: Mapping, path: object) -> None:
         rows.insert(1, ("device", gpu))
     for name, text in rows:
         console.print(f"  {name:<9} {escape(text)}", soft_wrap=True)
+    for sentence in findings.busy(document):
+        console.print(f"[yellow]  {escape(sentence)}[/]", soft_wrap=True)
     console.print()
 
 
@@ -154,7 +155,7 @@ def summary(console: Console, document: Mapping) -> None:
     console.print(
         "[bold]What this run found[/]" + ("" if document["machine"]["device"] == "cuda" else " (CPU figures)")
     )
-    for sentence in findings(document):
+    for sentence in findings.findings(document):
         console.print(f"  - {escape(sentence)}", soft_wrap=True)
 
 
@@ -168,7 +169,7 @@ def _rich(table: tables.Table) -> Table:
         title_style="bold",
     )
     for number, head in enumerate(table.heads):
-        drawn.add_column(escape(head.replace(", ", ",\n")), justify="left" if number == 0 else "right", overflow="fold")
+        drawn.add_column(escape(head.replace(", ", ",\n")), justify="left" if number == 0 else "right")
     for row in table.rows:
         drawn.add_row(*(escape(cell) for cell in row))
     return drawn

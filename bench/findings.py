@@ -11,6 +11,7 @@ VERDICTS = (
     ("UNSURE", "Too noisy to tell from"),
     ("SLOWER", "Slower than"),
 )
+BUSY = 0.4  # of the cores: above, other work shows in what is measured
 SUBJECTS = {"linear_mse": "linear_mse", "sgd": "A step of gdcore.SGD", "run": "Training"}
 
 
@@ -21,6 +22,7 @@ def findings(document: Mapping) -> list[str]:
         *_parity(rows),
         *(sentence for kind in SUBJECTS for sentence in _speed(kind, words.of_kind(document, kind))),
         *_noise(rows),
+        *busy(document),
         *_memory(words.of_kind(document, "linear_mse")),
         *_runs(words.of_kind(document, "run")),
         *_host(document["host"]),
@@ -65,7 +67,9 @@ def _speed(kind: str, rows: list[Mapping]) -> list[str]:
         ]
         sentences.append(f"{SUBJECTS[kind]}: a peer wins at {listed(cases)}.")
     else:
-        sentences.append(f"{SUBJECTS[kind]}: no peer wins beyond the noise in any of these {len(others)} cases.")
+        sentences.append(
+            f"{SUBJECTS[kind]}: no peer wins beyond the noise, in {len(others)} case{'s' * (len(others) != 1)}."
+        )
     return sentences
 
 
@@ -99,6 +103,16 @@ def _noise(rows: list[Mapping]) -> list[str]:
     return [
         f"Noise floor: gdcore against itself, the same way, differs by {100 * sorted(off)[len(off) // 2]:.1f} % in the "
         f"middle case and {100 * max(off):.1f} % in the worst; a smaller difference is called the same."
+    ]
+
+
+def busy(document: Mapping) -> list[str]:
+    """Other processes while a run began: on a CPU they take what is measured."""
+    busy, cores = document.get("busy_cores"), document["machine"]["cores"]
+    if document["machine"]["device"] != "cpu" or not busy or busy < BUSY * cores:
+        return []
+    return [
+        f"Other work kept {busy:.1f} of {cores} cores busy when this began: these are times of a disturbed machine."
     ]
 
 

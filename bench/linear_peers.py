@@ -11,9 +11,10 @@ from torch import Tensor
 import gdcore
 from gdcore.backends import reference
 
-from . import jax_peers
+from . import by_hand, jax_peers
 from .peers import (
     COMPILED,
+    FOLDED,
     FUNCTIONAL,
     GRAPH,
     GRAPHED_COMPILED,
@@ -126,46 +127,6 @@ def _functional(case: Case, device: torch.device) -> Bind:
     return bind
 
 
-def _library(case: Case, device: torch.device) -> Bind:
-    """By hand from the library's products: E in one call, and dW with the update folded into it in another."""
-    scale = 2 / (case.n * case.m)
-
-    def bind(tensors: Tensors) -> Call:
-        x, w, y, b = (None if t is None else t.detach() for t in tensors)
-
-        def mean_square(residual: Tensor) -> Tensor:
-            flat = residual.view(-1)
-            if flat.is_cuda or flat.dtype.itemsize < 4:  # dot's result is rounded to half, and it counts in 32 bits
-                wide = torch.promote_types(flat.dtype, torch.float32)
-                return torch.linalg.vector_norm(flat, dtype=wide).square().div(flat.numel()).to(y.dtype)
-            return torch.dot(flat, flat) / flat.numel()
-
-        def residual() -> Tensor:
-            return torch.addmm(y if b is None else y - b, x, w.t(), beta=-1)
-
-        gradient = {
-            "weight": lambda e: torch.mm(e.t(), x).mul_(scale),
-            "input": lambda e: torch.mm(e, w * scale),
-            "bias": lambda e: e.sum(0).mul_(scale),
-        }
-
-        def backward() -> tuple[Tensor, ...]:
-            e = residual()
-            return mean_square(e), *(gradient[name](e) for name in case.wanted)
-
-        def step() -> tuple[Tensor, ...]:
-            e = residual()
-            w.addmm_(e.t(), x, alpha=-case.lr * scale)
-            if b is None:
-                return mean_square(e), w
-            b.sub_(e.sum(0), alpha=case.lr * scale)
-            return mean_square(e), *(w if name == "weight" else b for name in case.wanted)
-
-        return {"forward": lambda: (mean_square(residual()),), "backward": backward, "step": step}[case.op]
-
-    return bind
-
-
 def captured(call: Call) -> tuple[torch.cuda.CUDAGraph, tuple]:
     """A call as a CUDA graph, and the results that a replay writes."""
     stream = torch.cuda.Stream()
@@ -212,7 +173,10 @@ PEERS = (
     Peer(TUNED, 'torch.compile(mode="max-autotune") of that loss', _compiled("max-autotune")),
     Peer(GRAPHED_COMPILED, 'torch.compile(mode="reduce-overhead") of that loss', _compiled("reduce-overhead")),
     Peer(FUNCTIONAL, "torch.func.grad_and_value, in a step with the update, compiled as one graph", _functional),
-    Peer(LIBRARY, "by hand: addmm(target, input, weight.t(), beta=-1), then mm; in a step weight.addmm_", _library),
+    Peer(
+        LIBRARY, "by hand: addmm(target, input, weight.t(), beta=-1), then mm; in a step weight.sub_", by_hand.library
+    ),
+    Peer(FOLDED, "by hand, the update folded into the product: weight.addmm_(residual.t(), input)", by_hand.folded),
     Peer(GRAPH, "the eager call as a CUDA graph", _graph),
     Peer(JAX, "jax.jit of value_and_grad, in a step with the update", jax_peers.linear),
     Peer(

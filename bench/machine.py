@@ -100,6 +100,14 @@ def commit() -> str | None:
     return f"{name}+changes" if name and git("status", "--porcelain", "--untracked-files=no") else name
 
 
+def busy_cores() -> float | None:
+    """How many cores other work has kept busy in the last minute; None where the system does not tell."""
+    try:
+        return os.getloadavg()[0]
+    except OSError:
+        return None
+
+
 def free_bytes(device: torch.device) -> int | None:
     """Memory that can still be allocated on the device; None where it cannot be known."""
     if device.type == "cuda":

@@ -14,10 +14,10 @@ STOCK, COMPILED, TUNED, GRAPHED_COMPILED, FUNCTIONAL = (
     "reduce-overhead",
     "functional",
 )
-LIBRARY, GRAPH, JAX, OURS = "library", "graph", "jax", "gdcore"
+LIBRARY, FOLDED, GRAPH, JAX, OURS = "library", "folded", "graph", "jax", "gdcore"
 LOOP, FOREACH, STOCK_FUSED = "for-loop", "foreach", "fused"  # torch.optim.SGD's three
 FUSED, SKLEARN = "gdcore fused", "sklearn"  # in training runs
-NAMES = (STOCK, COMPILED, TUNED, GRAPHED_COMPILED, FUNCTIONAL, LIBRARY, GRAPH, JAX, LOOP, FOREACH, STOCK_FUSED)
+NAMES = (STOCK, COMPILED, TUNED, GRAPHED_COMPILED, FUNCTIONAL, LIBRARY, FOLDED, GRAPH, JAX, LOOP, FOREACH, STOCK_FUSED)
 NAMES += (FUSED, SKLEARN, OURS)
 COMPILERS = (
     COMPILED,

@@ -1,7 +1,7 @@
 """A run's file: one JSON document with a versioned schema, replaced atomically after every piece of work.
 
     {"schema": "gdcore-bench/3", "created", "finished", "profile", "selection", "seed", "machine", "versions", "commit",
-     "ceilings", "cases": {name: row}, "host": {...}, "predicted": [row], "attempts": {name: times begun}}
+     "busy_cores", "ceilings", "cases": {name: row}, "host": {...}, "predicted": [row], "attempts": {name: times begun}}
 
 A row is what measure.measure_case returns: what the case is, its floor and plan, and every peer's parity, times by column,
 memory, or in words why it has none. Every sample is kept, in seconds per call.
@@ -58,7 +58,7 @@ def read(path: Path) -> dict:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{path} is not a result file: it is not JSON ({error})") from error
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != SCHEMA:
@@ -138,6 +138,7 @@ class Results:
         machine: dict,
         versions: dict,
         commit: str | None,
+        busy_cores: float | None = None,
     ) -> "Results":
         """An empty document, not yet saved."""
         document = {
@@ -150,6 +151,7 @@ class Results:
             "machine": machine,
             "versions": versions,
             "commit": commit,
+            "busy_cores": busy_cores,
             "ceilings": None,
             "cases": {},
             "host": {},
@@ -159,13 +161,19 @@ class Results:
         return cls(path, document)
 
     @classmethod
-    def resumed(cls, source: Path, path: Path, *, profile: str | None, machine: dict, versions: dict) -> "Results":
-        """A document to go on with, not yet saved. Figures of two profiles, machines or versions never share a file."""
+    def resumed(
+        cls, source: Path, path: Path, *, profile: str | None, machine: dict, versions: dict, commit: str | None
+    ) -> "Results":
+        """A document to go on with, not yet saved. Figures of two profiles, machines, versions or commits never share a file."""
         document = read(source)
         if profile not in (None, document["profile"]):
             raise BadInput(f"{source} has the profile {document['profile']!r}, not {profile!r}")
-        for part, here in (("machine", machine), ("versions", versions)):
-            there = document[part]
+        pairs = (
+            (machine, document["machine"]),
+            (versions, document["versions"]),
+            ({"commit": commit}, {"commit": document.get("commit")}),
+        )
+        for here, there in pairs:
             different = [name for name in here | there if here.get(name) != there.get(name)]
             if different:
                 name = different[0]

@@ -1,8 +1,10 @@
 """A whole run: what there is to do, in order, each piece saved as soon as it is done."""
 
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import torch
@@ -134,6 +136,26 @@ class Run:
         return f"{len(rows)} shapes"
 
 
+@contextmanager
+def interrupts() -> Iterator[list]:
+    """Ctrl-C as always, and noted in the list: inside a compiler or a destructor it can be swallowed on its way up."""
+    seen: list = []
+    usual = signal.getsignal(signal.SIGINT)
+    if usual is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+
+    def note(*arrived: object) -> None:
+        seen.append(arrived)
+        usual(*arrived)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
 def run(results: Results, selection: Selection, device: torch.device, out: Console) -> int:
     """Does what is chosen and not yet done, and reports. Returns the exit status."""
     work = Run(results, device, selection, limit_seconds(results.document["profile"], device.type))
@@ -141,13 +163,15 @@ def run(results: Results, selection: Selection, device: torch.device, out: Conso
     results.save()  # a folder that cannot be written shows now, not after the work
     console.header(out, results.document, results.path)
     clock = Clock(work.limit, sum(expected for _, expected, _ in todo))
-    with console.Steps(out, [expected for _, expected, _ in todo]) as steps:
+    with console.Steps(out, [expected for _, expected, _ in todo]) as steps, interrupts() as swallowed:
         for title, expected, do in todo:
             pace, may_compile = clock.spend(expected)
             if work.setting:
                 work.setting = work.setting.at(pace, may_compile)
             with steps.step(title, expected) as said:
                 said.append(do())
+            if swallowed:
+                raise KeyboardInterrupt
     results.put("finished", now())
     console.summary(out, results.document)
     return exit_status(results.document)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from . import words
 from .peers import (
     COMPILED,
+    FOLDED,
     FOREACH,
     FUNCTIONAL,
     FUSED,
@@ -23,7 +24,7 @@ from .peers import (
 from .words import duration, label, size, times
 
 PEERS = {
-    "linear_mse": (STOCK, COMPILED, TUNED, GRAPHED_COMPILED, FUNCTIONAL, LIBRARY, GRAPH, JAX, OURS),
+    "linear_mse": (STOCK, COMPILED, TUNED, GRAPHED_COMPILED, FUNCTIONAL, LIBRARY, FOLDED, GRAPH, JAX, OURS),
     "sgd": (LOOP, FOREACH, STOCK_FUSED, COMPILED, OURS),
     "run": (STOCK, COMPILED, GRAPH, JAX, SKLEARN, FUSED, OURS),
 }

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from .peers import (
     COMPILED,
+    FOLDED,
     FOREACH,
     FUNCTIONAL,
     FUSED,
@@ -26,6 +27,7 @@ TITLES = {
     GRAPHED_COMPILED: "torch.compile, reduce-overhead",
     FUNCTIONAL: "compiled as one graph",
     LIBRARY: "by hand",
+    FOLDED: "by hand, folded",
     GRAPH: "CUDA graph",
     JAX: "JAX",
     LOOP: "for-loop",

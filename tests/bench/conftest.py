@@ -1,13 +1,14 @@
 """What the benchmark's tests share: a small case, and a stand-in for compilation, which takes seconds."""
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import SimpleNamespace
 
+import gpu_support
 import pytest
 import torch
 
-from gdcore.bench import machine, runner
+from gdcore.bench import machine, runner, timing
 from gdcore.bench.cases import Case
 from gdcore.bench.ceilings import Ceilings
 from gdcore.bench.peers import Workload
@@ -19,6 +20,34 @@ from gdcore.bench.timing import verdict
 @pytest.fixture
 def case() -> Case:
     return Case("B", 40, 6, 3, wanted=("input", "weight"), seconds=0.02)
+
+
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One thread, since on a busy machine threads wait for each other; and no garbage is collected, which takes 0.1 s a column."""
+    monkeypatch.setattr("gc.collect", lambda *_: 0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def quick(quiet: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One call a sample: for tests of what is measured, not of how long it takes."""
+    monkeypatch.setattr(timing, "calibrate", lambda call, clock, seconds: (1, 1.0))
+
+
+@pytest.fixture
+def gpu(quiet: None, monkeypatch: pytest.MonkeyPatch) -> gpu_support.Device:
+    """A device that only keeps time, in place of torch.cuda."""
+    return gpu_support.act(monkeypatch)
+
+
+@pytest.fixture
+def among(gpu: gpu_support.Device, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict]:
+    """Measures stock, gdcore and others on the acted device."""
+    return gpu_support.measuring(gpu, monkeypatch)
 
 
 @pytest.fixture

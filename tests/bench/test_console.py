@@ -39,6 +39,10 @@ def test_no_figure_is_cut_off(make, terminal, width):
     assert set("10,000,000×2×1(step:dW,dbbfloat16)") <= set(printed)
 
 
+def test_a_name_of_one_long_word_is_shown_in_full(make):
+    assert lines_of(screen(False, 80), make.row("x" * 60, kind="sgd")).count("x") == 62, "two are of speed-ups"
+
+
 def test_a_terminal_has_a_bar_and_the_time_left(make, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(console.time, "perf_counter", lambda: now[0])

@@ -47,7 +47,10 @@ def test_what_is_too_noisy_to_tell_is_not_called_the_same(make):
 
 
 def test_no_peer_wins_is_said_only_where_peers_were_measured(make):
-    assert "no peer wins beyond the noise in any of these 1 cases" in said(make, make.row(kind="sgd", seconds=STEP))
+    text = said(make, make.row(kind="sgd", seconds=STEP))
+    assert "no peer wins beyond the noise, in 1 case" in text
+    assert "A step of gdcore.SGD: faster than stock in 1 of 1 cases, 4.00x." in text, "stock is the for-loop"
+    assert "A step of gdcore.SGD: faster than every right peer in 1 of 1 cases, 2.00x." in text
     assert "peer wins" not in said(make, make.row(kind="sgd", seconds={"gdcore": 0.01}))
     row = make.row()
     row["best"] = {}

@@ -80,7 +80,7 @@ def test_resuming_keeps_what_is_there_bit_for_bit(tmp_path, make):
     row = make.row(seconds={"eager": 0.1 + 0.2, "gdcore": 1 / 3})
     new(tmp_path / "a.json").put("cases", row, "first")
     before = (tmp_path / "a.json").read_bytes()
-    again = Results.resumed(tmp_path / "a.json", tmp_path / "b.json", profile=None, **HERE)
+    again = Results.resumed(tmp_path / "a.json", tmp_path / "b.json", profile=None, commit=None, **HERE)
     again.put("cases", make.row(), "second")
     assert read(tmp_path / "b.json")["cases"] == {"first": row, "second": make.row()}
     assert (tmp_path / "a.json").read_bytes() == before, "the source is only read"
@@ -93,13 +93,14 @@ def test_resuming_keeps_what_is_there_bit_for_bit(tmp_path, make):
         ({"machine": {"cpu": "one", "gpu": "H200"}}, "its gpu is None, this one is 'H200'"),
         ({"machine": {}}, "its cpu is 'one', this one is None"),
         ({"versions": {"torch": "3"}}, "its torch is '2', this one is '3'"),
+        ({"commit": "abc"}, "its commit is None, this one is 'abc'"),
     ],
-    ids=["another processor", "a GPU more", "less known", "another torch"],
+    ids=["another processor", "a GPU more", "less known", "another torch", "another commit"],
 )
 def test_figures_of_two_machines_or_versions_never_share_a_file(tmp_path, here, said):
     new(tmp_path / "a.json")
     with pytest.raises(BadInput, match=said):
-        Results.resumed(tmp_path / "a.json", tmp_path / "a.json", profile=None, **HERE | here)
+        Results.resumed(tmp_path / "a.json", tmp_path / "a.json", **{"profile": None, "commit": None, **HERE, **here})
 
 
 MISSING = ("created", "profile", "selection", "seed", "machine", "versions", "cases", "host", "predicted", "attempts")
@@ -130,7 +131,9 @@ def test_a_document_that_is_none_is_refused(tmp_path, make, change, said):
         read(tmp_path / "a.json")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'"text"', b"null", b"\xff\xfe"], ids=repr)
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'"text"', b"null", b"\xff\xfe", b"[" * 100_000], ids=lambda b: repr(b[:9])
+)
 def test_foreign_files_are_refused(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(BadInput, match=r"not JSON|schema None"):

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+from contextlib import suppress
 
 import pytest
 import torch
@@ -114,6 +115,30 @@ def test_an_interrupt_while_a_row_is_saved_loses_nothing(fake_work, monkeypatch,
     assert list(read(out)["cases"]) == SMOKE[:1] and "saved: 1 case." in capsys.readouterr().out
 
 
+def test_an_interrupt_that_a_compiler_swallows_ends_the_run_after_its_case(fake_work, monkeypatch, out):
+    def deaf(case, setting, real=runner.measure_case):
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        return real(case, setting)
+
+    monkeypatch.setattr(runner, "measure_case", deaf)
+    assert run("--profile", "smoke", "--out", out) == 130 and list(read(out)["cases"]) == SMOKE[:1]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_interrupt_that_is_ignored_stays_ignored(fake_work, monkeypatch, out):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        monkeypatch.setattr(
+            runner.ceilings,
+            "measure",
+            lambda *_, small, real=runner.ceilings.measure: signal.raise_signal(signal.SIGINT) or real(small=small),
+        )
+        assert run("--profile", "smoke", "--out", out) == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_an_interrupt_before_anything_was_saved_names_no_file(fake_work, monkeypatch, out, capsys):
     failing(monkeypatch, os, "fsync", 1)
     assert run("--profile", "smoke", "--out", out) == 130
@@ -153,12 +178,12 @@ def test_a_case_in_which_the_process_died_twice_is_not_begun_a_third_time(fake_w
     assert list(first["cases"]) == SMOKE[:1] and first["attempts"] == {SMOKE[0]: 1, SMOKE[1]: 1}
     assert killed("--resume", out) == signal.SIGKILL
     assert read(out)["attempts"][SMOKE[1]] == 2
-    capsys.readouterr()
-    assert run("--resume", out) == 0
+    assert killed("--resume", out) == 0
     last = read(out)
     assert list(last["cases"]) == SMOKE and last["cases"][SMOKE[0]] == first["cases"][SMOKE[0]]
-    assert last["cases"][SMOKE[1]]["skipped"] == "the process died here 2 times"
-    assert capsys.readouterr().out.count("the process died here 2 times") >= 2, "in its line and in the findings"
+    died = last["cases"][SMOKE[1]]["skipped"]
+    assert died == "the process died here 2 times"
+    assert run("--resume", out) == 0 and f"(step: dW, db): {died}." in capsys.readouterr().out
 
 
 def test_an_error_of_our_own_counts_as_a_death_so_that_resuming_gets_past_it(fake_work, monkeypatch, out):
@@ -189,8 +214,9 @@ def test_resuming_goes_on_with_the_files_selection_unless_told_otherwise(fake_wo
 
 
 def test_a_finished_file_is_only_shown_again(fake_work, out, capsys):
-    run("--profile", "smoke", "--out", out)
+    run("--profile", "smoke", "--op", "sgd,host,predicted", "--out", out)
     before = read(out)["cases"]
+    assert before and {"host", "predicted"} < {*fake_work}
     fake_work.clear()
     assert run("--resume", out) == 0
     assert not fake_work and read(out)["cases"] == before and "What this run found" in capsys.readouterr().out
@@ -216,6 +242,25 @@ def test_memory_goes_into_the_rows_and_what_could_not_be_measured_says_so(fake_w
     assert first["eager"]["peak_bytes"] == 4096 and "died" in first["gdcore"]["no_memory"]
     said = capsys.readouterr().out
     assert "1 call; the process died before 3 more" in said and "The memory of gdcore is not known" in said
+    failing(monkeypatch, runner.memory, "measure_apart", 1)
+    assert run("--resume", out) == 0, "what killed the process is not tried again"
+
+
+def test_memory_that_an_interrupt_left_out_is_measured_when_resumed_and_once(fake_work, monkeypatch, out, make):
+    def measured(rows, seed):
+        yield from ((number, peer, {"peak_bytes": 1}) for number, row in enumerate(rows) for peer in row["peers"])
+
+    large = {"bytes": runner.memory.LEAST_BYTES}
+    monkeypatch.setattr(runner, "measure_case", lambda case, setting: make.row(**large) | case.describe())
+    with monkeypatch.context() as broken:
+        failing(broken, runner.memory, "measure_apart", 1)
+        assert run("--out", out, "--only", "tiny") == 130
+    monkeypatch.setattr(runner.memory, "measure_apart", measured)
+    assert run("--resume", out) == 0
+    for row in read(out)["cases"].values():
+        assert all(entry["peak_bytes"] == 1 for entry in row["peers"].values())
+    failing(monkeypatch, runner.memory, "measure_apart", 1)
+    assert run("--resume", out) == 0
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no kernels"), OSError("no process"), ValueError("no JSON")], ids=str)
@@ -297,8 +342,16 @@ def test_a_profiles_promise_is_for_all_of_it(fake_work, out, monkeypatch):
     limits, real = [], runner.Clock
     monkeypatch.setattr(runner, "Clock", lambda limit, expected: limits.append(limit) or real(limit, expected))
     run("--out", out)
-    run("--out", out, "--only", "tiny")
+    run("--out", out.with_name("b.json"), "--only", "tiny")
     assert limits == [110.0, None]
+
+
+def test_the_clock_reaches_every_case(fake_work, out, monkeypatch):
+    settings, real = [], runner.measure_case
+    monkeypatch.setattr(runner, "measure_case", lambda case, setting: settings.append(setting) or real(case, setting))
+    monkeypatch.setattr(runner, "limit_seconds", lambda profile, device_type: 0.0)
+    run("--profile", "smoke", "--out", out)
+    assert {(setting.pace, setting.compile) for setting in settings} == {(0.3, False)}
 
 
 def test_compiling_is_expected_to_take_time():

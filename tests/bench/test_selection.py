@@ -55,7 +55,8 @@ def test_sizes_of_ones_own_replace_the_profiles_cases_each_once():
         for dtype in ("float64", "float32")
         for what in ("dW-step", "loss")
     ]
-    assert names(size=("100x2x1",)) == ["tiny-100x2x1-float32-dW"]
+    (case,) = choose("smoke", "cpu", Selection(size=("100x2x1",)))
+    assert case.name == "tiny-100x2x1-float32-dW" and case.seconds == selection.SIZED_SECONDS
     assert names(size=("100x2x1",), regime=("A",)) == [], "a size has the regime that it has"
 
 
