@@ -84,7 +84,6 @@ def _compiled(mode: str | None) -> Callable:
     def prepare(case: Case, device: torch.device) -> Bind:
         if mode == "reduce-overhead":
             on_cuda_only(device, "CUDA graphs, which are what this mode adds,")
-        torch.compiler.reset()  # without it the second case would make the code generic in its shapes
         compiled = torch.compile(reference.linear_mse, mode=mode)
 
         def function(*operands: Tensor | None) -> Tensor:
@@ -101,7 +100,6 @@ def _functional(case: Case, device: torch.device) -> Bind:
     """Loss and gradients as one function, compiled into one graph, with the update in it where there is one."""
     if case.op == "forward":
         raise LeftOut("there is no gradient to take")
-    torch.compiler.reset()
     places = [("input", "weight", "target", "bias").index(name) for name in case.wanted]
     gradients = torch.func.grad_and_value(reference.linear_mse, argnums=tuple(places))
     lr = case.lr
@@ -178,7 +176,9 @@ PEERS = (
     ),
     Peer(FOLDED, "by hand, the update folded into the product: weight.addmm_(residual.t(), input)", by_hand.folded),
     Peer(GRAPH, "the eager call as a CUDA graph", _graph),
-    Peer(JAX, "jax.jit of value_and_grad, in a step with the update", jax_peers.linear),
+    Peer(
+        JAX, "jax.jit of value_and_grad, in a step with the update; every call waits for its results", jax_peers.linear
+    ),
     Peer(
         OURS,
         "gdcore.linear_mse(input, weight, target, bias), in a step with gdcore.SGD",

@@ -11,7 +11,7 @@ from .ceilings import Ceilings
 from .gpu_clocks import Clocks
 from .linear_peers import captured
 from .machine import free_bytes
-from .peers import AGAIN, COMPILERS, JAX, OURS, Bind, Call, LeftOut, Named, Peer, Workload, in_one_line
+from .peers import AGAIN, COMPILERS, FUSED, JAX, OURS, Bind, Call, LeftOut, Named, Peer, Workload, in_one_line
 from .roofline import explained, predicted_seconds
 from .timing import (
     DEVICE,
@@ -68,10 +68,13 @@ def measure_case(case: Workload, setting: Setting) -> dict:
     row |= {"bytes": case.minimal_bytes, "flops": case.flops, "floor_seconds": floor, "bound_by": bound_by}
     row |= _plan(case, operands, setting.ceilings) | {"peers": {}, "problems": []}
     binds = {}
+    if set(COMPILERS) & set(case.compilers if setting.only is None else setting.only):
+        torch.compiler.reset()  # else code from the case before would be made generic in its shapes
     for peer in case.peers:
         entry, bind = _check(case, peer, setting, operands, truth, stock)
         row["peers"][peer.name] = entry
-        row["problems"] += [f"{peer.name}: {problem}" for problem in entry.pop("problems", ())]
+        if peer.name in (FUSED, OURS):
+            row["problems"] += [f"{peer.name}: {problem}" for problem in entry.get("problems", ())]
         if bind is not None:
             binds[peer.name] = bind
     del truth, stock

@@ -19,7 +19,7 @@ import torch
 import gdcore
 
 from .cases import Case
-from .peers import Bind, in_one_line
+from .peers import COMPILERS, Bind, in_one_line
 
 LEAST_BYTES = 8 << 20  # of operands: below, pages and libraries are larger than what is sought
 SETTINGS = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -103,6 +103,8 @@ def _answer(jobs: list, seed: int) -> None:
     for number, (arguments, peers) in enumerate(jobs):
         case = _case(arguments)
         operands = case.draw(device, seed)
+        if set(COMPILERS) & set(peers):
+            torch.compiler.reset()
         for peer in case.peers:
             if peer.name in peers:
                 try:

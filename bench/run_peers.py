@@ -88,7 +88,6 @@ def one_update(lr: float) -> Callable:
 
 def _compiled(case: RunCase, device: torch.device) -> Bind:
     """The same loop around one compiled update."""
-    torch.compiler.reset()
     update = torch.compile(one_update(case.lr))
 
     def bind(start: Start) -> Call:

@@ -2,7 +2,8 @@
 the machine meets all of them.
 
 wall: how long does the caller wait, end to end? device: what does the GPU need, with nothing in its cache? replay: what
-would it need if launches cost nothing, the inputs changing from call to call? On a CPU there is the first alone.
+would it need if launches cost nothing, the inputs changing from call to call? (Six small ones still fit in the cache.) On a
+CPU there is the first alone.
 
 A sample is the mean of `repeats` calls. Every other round goes backwards, and every second one starts with another peer, so
 that none always follows the same. Before a sample of a short call comes one that is not timed: the threads of the

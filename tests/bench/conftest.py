@@ -4,10 +4,10 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import SimpleNamespace
 
-import gpu_support
 import pytest
 import torch
 
+import gpu_support
 from gdcore.bench import machine, runner, timing
 from gdcore.bench.cases import Case
 from gdcore.bench.ceilings import Ceilings

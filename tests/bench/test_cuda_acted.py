@@ -4,13 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from gpu_support import CASE, CUDA, MS, SETTING
 
 from gdcore.bench import linear_peers, machine, measure, memory, run_peers, timing
 from gdcore.bench.cases import Case
 from gdcore.bench.measure import measure_case
 from gdcore.bench.peers import AGAIN, GRAPH, JAX, OURS, STOCK
 from gdcore.bench.run_cases import RunCase
+from gpu_support import CASE, CUDA, MS, SETTING
 
 
 def test_three_columns_answer_three_questions(among):

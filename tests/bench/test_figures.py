@@ -1,10 +1,10 @@
 """The README's pictures: the same bytes for the same document, and no picture without data."""
 
 import pytest
-from report_support import document
 
 from gdcore.bench import figures
 from gdcore.bench.results import BadInput
+from report_support import document
 
 NAMES = [f"{name}.{kind}" for name in ("speed", "roofline", "memory", "errors") for kind in ("svg", "png")]
 

@@ -3,9 +3,9 @@
 import sys
 
 import pytest
-from gpu_support import CUDA
 
 from gdcore.bench import gpu_clocks
+from gpu_support import CUDA
 
 
 class Nvml:

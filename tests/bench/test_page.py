@@ -8,11 +8,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report_support import document
 
 from gdcore.bench import page
 from gdcore.bench.page import charts
 from gdcore.bench.results import BadInput
+from report_support import document
 
 VOID = {"meta", "input", "br", "link"}
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
