@@ -21,7 +21,7 @@ import gdcore
 from .cases import Case
 from .peers import COMPILERS, Bind, in_one_line
 
-LEAST_BYTES = 8 << 20  # of operands: below, pages and libraries are larger than what is sought
+LEAST_NUMBERS = 4 << 20  # of an N x M matrix, which is what stock needs: below, pages and libraries blur it
 SETTINGS = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
@@ -54,7 +54,9 @@ def peak_of(bind: Bind, operands: Any, device: torch.device) -> int:
 
 def measurable(row: Mapping) -> list[str]:
     """The peers of a row whose memory on the CPU can be measured and is worth it: those that gave right results, once."""
-    if row["kind"] != "linear_mse" or row.get("bytes", 0) < LEAST_BYTES:
+    if row["kind"] != "linear_mse" or row["op"] != "backward" or "skipped" in row:
+        return []  # the loss alone takes less, a step the same
+    if row["n"] * row["m"] < LEAST_NUMBERS:
         return []
     known = {"peak_bytes", "no_memory"}
     return [name for name, entry in row["peers"].items() if "times" in entry and not known & {*entry}]

@@ -40,7 +40,7 @@ def expected_seconds(case: Workload, device: torch.device) -> float:
     compiling = sum(20.0 if name == TUNED else 3.0 for name in case.compilers)
     if device.type == "cuda":
         return case.seconds + 1.0 + 2 * compiling
-    return case.seconds + 0.2 + 3e-9 * case.minimal_bytes + 4e-10 * case.flops * (case.kind == "linear_mse") + compiling
+    return case.seconds + 0.2 + 6e-9 * case.minimal_bytes + 4e-10 * case.flops * (case.kind == "linear_mse") + compiling
 
 
 class Run:
