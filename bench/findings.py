@@ -17,6 +17,11 @@ SUBJECTS = {"linear_mse": "linear_mse", "sgd": "A step of gdcore.SGD", "run": "T
 
 def findings(document: Mapping) -> list[str]:
     """All of them, in the order in which a reader asks."""
+    return [*headlines(document), *details(document)]
+
+
+def headlines(document: Mapping) -> list[str]:
+    """What was found."""
     rows = list(document["cases"].values())
     return [
         *_parity(rows),
@@ -27,9 +32,13 @@ def findings(document: Mapping) -> list[str]:
         *_runs(words.of_kind(document, "run")),
         *_host(document["host"]),
         *_clocks(rows),
-        *[f"{label(row)}: {row['explained']}" for row in rows if row.get("explained")],
-        *_without(rows),
     ]
+
+
+def details(document: Mapping) -> list[str]:
+    """Where a prediction was off, and what has no figure, each with the reason."""
+    rows = list(document["cases"].values())
+    return [*(f"{label(row)}: {row['explained']}" for row in rows if row.get("explained")), *_without(rows)]
 
 
 def _span(ratios: Sequence[float]) -> str:

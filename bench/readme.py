@@ -1,11 +1,11 @@
 """A result file's figures in the README: the text between two marks, and the pictures. Nothing there is typed by hand."""
 
+import html
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from . import figures, tables, words
-from .findings import findings
+from . import figures, findings, tables, words
 from .results import BadInput, read
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
@@ -52,11 +52,18 @@ def shown(text: str) -> str:
 
 
 def block(document: Mapping, source: str) -> str:
-    """The README's figures in Markdown; `source` is the result file as the README links it."""
+    """The README's figures in Markdown; `source` is the result file as the README links it. Tables unfold at a click."""
     parts = [f"{provenance(document)} Every sample is in [{source}]({source})."]
-    parts += [markdown(table) for table in tables.all_of(document)]
-    parts.append("**What this run found**:\n\n" + "\n".join(f"- {sentence}" for sentence in findings(document)))
+    parts.append("\n".join(f"- {sentence}" for sentence in findings.headlines(document)))
+    parts += [folded(table.title, markdown(table)) for table in tables.all_of(document)]
+    if more := findings.details(document):
+        parts.append(folded("Where predictions were off, and what has no figure", "\n".join(f"- {s}" for s in more)))
     return "\n\n".join(parts) + "\n"
+
+
+def folded(title: str, content: str) -> str:
+    """Markdown that shows its title until it is clicked."""
+    return f"<details><summary>{html.escape(title)}</summary>\n\n{content}\n\n</details>"
 
 
 def provenance(document: Mapping) -> str:
@@ -74,7 +81,7 @@ def provenance(document: Mapping) -> str:
 
 
 def markdown(table: tables.Table) -> str:
-    """A table with its title and note, all columns but the first aligned to the right."""
+    """A table with its note, all columns but the first aligned to the right."""
     lines = [table.heads, ["---", *["---:"] * (len(table.heads) - 1)], *table.rows]
     drawn = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
-    return f"**{table.title}**\n\n{drawn}" + (f"\n\n{table.note}" if table.note else "")
+    return drawn + (f"\n\n{table.note}" if table.note else "")

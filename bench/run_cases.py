@@ -185,9 +185,9 @@ PROFILES = {
     ),
     "full": (
         RunCase("lesson", 100, compilers=("compile",)),
-        RunCase("thermometer", 5_000, seconds=12.0),
+        RunCase("thermometer", 5_000, seconds=8.0),
         RunCase("diabetes", 1_000, seconds=6.0, compilers=("compile",)),
-        RunCase("digits", 40, batch=64, seconds=8.0, compilers=("compile",)),
+        RunCase("digits", 40, batch=64, seconds=6.0, compilers=("compile",)),
         RunCase("digits", 400, seconds=6.0),
     ),
     "smoke": (RunCase("lesson", 100, seconds=0.1), RunCase("digits", 1, batch=64, seconds=0.1)),

@@ -165,7 +165,7 @@ def quick(device_type: str) -> list[SgdCase]:
 def full(device_type: str) -> list[SgdCase]:
     """One tensor of 1e3 to 1e9 numbers; a compiled step at three sizes and for a network."""
     compiled = {3: (COMPILED,), 5: (COMPILED,), 7: (COMPILED,)}
-    seconds = 2.0 if device_type == "cpu" else 0.5
+    seconds = 1.0 if device_type == "cpu" else 0.5
     cases = [c for power in range(3, 10) for c in _one(10**power, compilers=compiled.get(power, ()), seconds=seconds)]
     cases += _many("ResNet-50", resnet50(), compilers=(COMPILED,) * (device_type == "cpu"), seconds=seconds)
     return cases + _many("1000 x 1e3", ((1_000,),) * 1_000, seconds=seconds) + _mixed()

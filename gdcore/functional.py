@@ -116,7 +116,7 @@ def matmul_mse(x: Tensor, a: Tensor, y: Tensor, *, reduction: str = "mean") -> T
 
 
 # Where the call is all the cost, F.mse_loss's own Python (its second check of shapes, its broadcast) is part of it.
-# So small float32 tensors on a CPU, the lesson's case, are recognised with as few steps as can be and go to what it calls.
+# So small float32 and float64 tensors on a CPU, the lesson's case, are recognised with as few steps as can be and go to what it calls.
 _linear, _mse_loss, _MEAN = torch._C._nn.linear, torch._C._nn.mse_loss, 1
 
 
@@ -130,14 +130,15 @@ def _are_small_and_plain(input: Tensor, weight: Tensor, target: Tensor, bias: Te
         and input.is_cpu
         and weight.is_cpu
         and target.is_cpu
-        and input.dtype is weight.dtype is target.dtype is torch.float32
+        and input.dtype is weight.dtype is target.dtype
+        and (input.dtype is torch.float32 or input.dtype is torch.float64)
         and input.layout is weight.layout is target.layout is torch.strided
         and weight.dim() > 0
         and (
             bias is None
-            or (type(bias) in _PLAIN and bias.dtype is torch.float32 and bias.is_cpu and bias.layout is torch.strided)
+            or (type(bias) in _PLAIN and bias.dtype is input.dtype and bias.is_cpu and bias.layout is torch.strided)
         )
-        and stock_wins_on_cpu(input.numel() + target.numel(), torch.float32, torch.float32, "mean")
+        and stock_wins_on_cpu(input.numel() + target.numel(), input.dtype, input.dtype, "mean")
         and not torch._C._is_any_autocast_enabled()
         and stock_may_win()
     )
