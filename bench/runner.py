@@ -1,5 +1,6 @@
 """A whole run: what there is to do, in order, each piece saved as soon as it is done."""
 
+import logging
 import signal
 import threading
 import time
@@ -158,6 +159,7 @@ def interrupts() -> Iterator[list]:
 
 def run(results: Results, selection: Selection, device: torch.device, out: Console) -> int:
     """Does what is chosen and not yet done, and reports. Returns the exit status."""
+    torch._logging.set_logs(all=logging.ERROR)  # compilers' warnings would break the table that grows
     work = Run(results, device, selection, limit_seconds(results.document["profile"], device.type))
     todo = work.pieces()
     results.save()  # a folder that cannot be written shows now, not after the work

@@ -60,9 +60,10 @@ def parity(document: Mapping) -> Table:
         if found is None:
             rows.append([label(row), words.why_not(row), "", ""])
             continue
+        names = words.GRADIENTS if row["op"] == "backward" else {}
         errors = [
-            f"{ {'weight': 'dW', 'input': 'dX', 'bias': 'db'}.get(name, name) if row['op'] == 'backward' else name } "
-            f"{float(error):.0e} / {float(found['stock_errors'][name]):.0e}"
+            f"{names.get(name, name)} {words.difference(float(error))} / "
+            f"{words.difference(float(found['stock_errors'][name]))}"
             for name, error in found["errors"].items()
         ]
         ratio = "" if found["worst_ratio"] is None else f"{float(found['worst_ratio']):.2f}"

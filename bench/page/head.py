@@ -12,9 +12,12 @@ def pairs(pairs: Iterable[tuple[str, object]]) -> list[Markup]:
 
 
 def where(document: Mapping) -> str:
-    """The GPU's name, or the CPU's."""
+    """The GPU's name, or the CPU's with its cores."""
     machine = document.get("machine") or {}
-    return str((machine.get("gpu") if machine.get("device") == "cuda" else machine.get("cpu")) or "unknown machine")
+    if machine.get("device") == "cuda":
+        return str(machine.get("gpu") or "unknown GPU")
+    cores = f", {machine['cores']} cores" if machine.get("cores") else ""
+    return f"{machine.get('cpu') or 'unknown machine'}{cores}"
 
 
 def banner(document: Mapping) -> Markup:

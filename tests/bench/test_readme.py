@@ -66,7 +66,7 @@ def test_gpu_figures_are_called_so(make):
 
 def test_pipes_and_empty_notes_make_no_columns():
     table = tables.Table("T", ["a", "b"], [["x | y", "1"]])
-    assert readme.markdown(table) == "**T**\n\n| a | b |\n| --- | ---: |\n| x \\| y | 1 |"
+    assert readme.markdown(table) == "| a | b |\n| --- | ---: |\n| x \\| y | 1 |"
     assert readme.markdown(tables.Table("T", ["a"], [["x"]], "note")).endswith("| x |\n\nnote")
 
 
