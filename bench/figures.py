@@ -139,7 +139,9 @@ def roofline(document: Mapping) -> Figure | None:
     for dtype, rate in products.items():
         axes.plot([rate / read if read else low, high], [rate, rate], color=INK, linewidth=1.8)
         name = f"{dtype}: {si(rate, 'FLOP/s')}"
-        axes.annotate(name, (high, rate), (-4, 3), textcoords="offset points", ha="right", fontsize=8.5, color=INK)
+        axes.annotate(
+            name, (high, rate), (-4, 3), textcoords="offset points", ha="right", fontsize=8.5, color=INK, bbox=PATCH
+        )
     for name, shape in ((STOCK, "s"), (OURS, "o")):
         of_peer = [point for point in found if point.peer == name]
         xs, ys = [point.intensity for point in of_peer], [point.rate for point in of_peer]

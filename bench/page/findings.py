@@ -83,13 +83,13 @@ def _parity(rows: Sequence[Mapping]) -> list[object]:
 
 def _noise(rows: Sequence[Mapping]) -> list[str]:
     """The A/A runs, and whether the GPU held back."""
-    runs = [points.dig(row, "noise", row.get("column")) for row in rows]
-    lows, highs = ([end for one in runs if (end := points.positive(points.dig(one, key)))] for key in ("low", "high"))
+    itself = [points.positive(points.dig(row, "noise", row.get("column"), "speedup")) for row in rows]
+    off = sorted(abs(speedup - 1) for speedup in itself if speedup)
     lines = []
-    if lows and highs:
+    if off:
         lines.append(
-            f"Noise: gdcore against itself, timed the same way, reads {words.times(min(lows))} to {words.times(max(highs))} at worst; "
-            "a difference within this says nothing."
+            f"Noise: gdcore against itself, timed the same way, differs by {100 * off[len(off) // 2]:.1f} % in the middle case "
+            f"and {100 * off[-1]:.1f} % in the worst; a case's smaller differences are called the same."
         )
     for row in rows:
         if why := points.dig(row, "clocks", "throttled"):

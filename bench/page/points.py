@@ -155,11 +155,18 @@ def rates(document: Mapping, names: Sequence[str] = (STOCK, OURS)) -> list[Rate]
 
 
 def roofs(document: Mapping) -> tuple[float | None, dict[str, float]]:
-    """The measured ceilings: bytes read a second, and FLOPs a second of a product by dtype."""
-    products = dig(document, "ceilings", "product") or {}
-    return positive(dig(document, "ceilings", "read")), {
-        dtype: rate for dtype, value in products.items() if (rate := positive(value))
-    }
+    """The measured ceilings: bytes read a second, and FLOPs a second of a product by dtype.
+
+    Half types can be widened first, which is faster where they are emulated: then they have float32's roof, and its name.
+    """
+    measured = dig(document, "ceilings", "product") or {}
+    rates = {dtype: rate for dtype, value in measured.items() if (rate := positive(value))}
+    wide = rates.get("float32", 0.0)
+    emulated = [dtype for dtype in ("float16", "bfloat16") if rates.get(dtype, math.inf) < wide]
+    products = {dtype: rate for dtype, rate in rates.items() if dtype not in emulated}
+    if emulated:
+        products = {", ".join(("float32", *emulated)) if d == "float32" else d: rate for d, rate in products.items()}
+    return positive(dig(document, "ceilings", "read")), products
 
 
 def errors(document: Mapping) -> list[Error]:
