@@ -76,7 +76,11 @@ def start_or_resume(options: argparse.Namespace) -> int:
         "versions": machine.versions(),
         "commit": machine.commit(),
     }
-    if options.out and options.out.is_file() and options.out.stat().st_size and options.out != options.resume:
+    try:
+        taken = options.out and options.out.is_file() and options.out.stat().st_size and options.out != options.resume
+    except OSError as error:
+        raise BadInput(f"cannot write {options.out}: {error.strerror}") from error
+    if taken:
         raise BadInput(f"{options.out} exists: go on with it by --resume, or give another --out")
     if options.resume:
         if options.seed is not None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import results, words
-from .peers import LOOP, OURS, STOCK
+from .peers import OURS, STOCK
 from .timing import INTERVAL
 
 REGRESSION, UNJUDGED, UNSURE, SAME, BETTER = VERDICTS = ("REGRESSION", "NOT JUDGED", "UNSURE", "SAME", "BETTER")
@@ -170,7 +170,7 @@ def _lacking(name: str, column: str, times: Mapping, new: Mapping, peer: str) ->
 
 
 def _time(name: str, column: str, old: Mapping, new: Mapping, peer: str, threshold: float, alike: bool) -> Finding:
-    baseline = LOOP if old["kind"] == "sgd" else STOCK
+    baseline = words.stock_of(old)
 
     def samples(row: Mapping, who: str) -> Sequence[float] | None:
         times = _entry(row, who).get("times", {}).get(column)

@@ -111,7 +111,7 @@ def _noise(rows: list[Mapping]) -> list[str]:
         return []
     return [
         f"Noise floor: gdcore against itself, the same way, differs by {100 * sorted(off)[len(off) // 2]:.1f} % in the "
-        f"middle case and {100 * max(off):.1f} % in the worst; a smaller difference is called the same."
+        f"middle case and {100 * max(off):.1f} % in the worst; FASTER and SLOWER must lie beyond the 95 % interval of that."
     ]
 
 
@@ -172,7 +172,8 @@ def _host(host: Mapping) -> list[str]:
         return []
     slower = [name for name, found in host["rows"].items() if (p := _pair(found["peers"]))[1] > p[0]]
     return [
-        f"From a call to its launch, the launch left out, gdcore keeps the host {_span([1 / r for r in ratios])} as long as stock"
+        "From a call to its launch, Triton's own launcher left out, which every launch of gdcore pays on top, gdcore keeps the host "
+        f"{_span([1 / r for r in ratios])} as long as stock"
         + (f"; longer at {listed(slower)}." if slower else "; longer nowhere.")
     ]
 

@@ -19,27 +19,28 @@ class Clocks:
 
     def __init__(self, device: torch.device) -> None:
         self._nvml, self._handle = _open(device)
-        self._before, self._reasons = self._clock(), 0
+        self._clocks, self._reasons = [self._clock()], 0
 
     def _clock(self) -> int | None:
         return None if self._nvml is None else self._nvml.nvmlDeviceGetClockInfo(self._handle, self._nvml.NVML_CLOCK_SM)
 
     def look(self) -> None:
-        """Notes what holds the GPU back at this moment."""
+        """Notes the clock, and what holds the GPU back, at this moment. The first look replaces the clock of an idle GPU."""
         if self._nvml is not None:
+            self._clocks.append(self._clock())
             self._reasons |= _reasons(self._nvml, self._handle)
 
     def report(self) -> dict[str, Any] | None:
         """Clocks in MHz, and in words whether the GPU held back since this object was made."""
         if self._nvml is None:
             return None
-        after = self._clock()
         self.look()
+        before, after = self._clocks[1], min(self._clocks[1:])
         held_back = [name for bit, name in SLOWING.items() if self._reasons & bit]
-        if after < DROP * self._before:
-            held_back.append(f"clock fell from {self._before} to {after} MHz")
+        if after < DROP * before:
+            held_back.append(f"clock fell from {before} to {after} MHz")
         return {
-            "before_mhz": self._before,
+            "before_mhz": before,
             "after_mhz": after,
             "max_mhz": self._nvml.nvmlDeviceGetMaxClockInfo(self._handle, self._nvml.NVML_CLOCK_SM),
             "throttled": ", ".join(held_back) or None,

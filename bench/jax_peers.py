@@ -44,6 +44,13 @@ def _loss(jax: Any, float32_products: str = "highest") -> Any:
     return loss
 
 
+def _waiting(jax: Any, call: Any) -> Call:
+    """The call, which returns before its results are there, with `wait` for the last of them."""
+    call.last = None
+    call.wait = lambda: jax.block_until_ready(call.last)
+    return call
+
+
 def linear(case: Case, device: torch.device) -> Bind:
     """linear_mse: the loss, its gradients, or a step."""
     jax = _jax(device, case.dtype)
@@ -66,13 +73,13 @@ def linear(case: Case, device: torch.device) -> Bind:
         operands = [_array(jax, t) for t in tensors]
 
         def call() -> Any:
-            found = jax.block_until_ready(compiled(*operands))
+            call.last = found = compiled(*operands)
             if case.op == "step":
                 for place, value in zip(places, found[1:], strict=True):
                     operands[place] = value
             return found
 
-        return call
+        return _waiting(jax, call)
 
     return bind
 
@@ -99,6 +106,11 @@ def run(case: RunCase, device: torch.device) -> Bind:
     def bind(start: Start) -> Call:
         x, y, *parameters = (_array(jax, t) for t in (start.x, start.y, *start.parameters))
         rows = None if start.rows is None else _array(jax, torch.stack(start.rows))
-        return lambda: jax.block_until_ready(train(x, y, tuple(parameters), rows))
+
+        def call() -> Any:
+            call.last = train(x, y, tuple(parameters), rows)
+            return call.last
+
+        return _waiting(jax, call)
 
     return bind

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 
 import gdcore
+from gdcore import devices
+from gdcore.backends import chosen
 
 
 def device_here() -> torch.device:
@@ -35,6 +37,8 @@ def describe_machine(device: torch.device) -> dict:
         "threads": torch.get_num_threads(),
         "memory_gib": round(int(total.split()[0]) / 2**20, 1) if total else None,
         "system": f"{platform.system()} {platform.machine()}",
+        "float32_products": torch.get_float32_matmul_precision(),
+        "backend": chosen(),
         "device": "cpu",
     }
     if device.type == "cuda":
@@ -47,6 +51,7 @@ def describe_machine(device: torch.device) -> dict:
             "l2_bytes": properties.L2_cache_size,
             "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
             "driver": _driver(),
+            "tuned": table.path.name if (table := devices.describe(device).tuned) else None,
         }
     return machine
 

@@ -11,7 +11,25 @@ from .ceilings import Ceilings
 from .gpu_clocks import Clocks
 from .linear_peers import captured
 from .machine import free_bytes
-from .peers import AGAIN, COMPILERS, FUSED, JAX, OURS, Bind, Call, LeftOut, Named, Peer, Workload, in_one_line
+from .peers import (
+    AGAIN,
+    COMPILERS,
+    FOREACH,
+    FUSED,
+    GRAPHED_COMPILED,
+    JAX,
+    LOOP,
+    OURS,
+    STOCK,
+    TUNED,
+    Bind,
+    Call,
+    LeftOut,
+    Named,
+    Peer,
+    Workload,
+    in_one_line,
+)
 from .roofline import explained, predicted_seconds
 from .timing import (
     DEVICE,
@@ -29,6 +47,7 @@ from .timing import (
 )
 
 MOST_SETS = 6  # of inputs that replays rotate over
+HARDEST = ("SLOWER", "UNSURE", "SAME", "FASTER")  # verdicts, the hardest to beat first
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +69,9 @@ class Setting:
 def measure_case(case: Workload, setting: Setting) -> dict:
     """The case's row for the result file. `failed` says in words why gdcore got no speed figure, or is None."""
     row: dict[str, Any] = {"kind": case.kind, "op": case.op, "regime": case.regime, **case.describe()}
+    row["stock"] = (
+        STOCK if case.kind != "sgd" else FOREACH if setting.device.type == "cuda" else LOOP
+    )  # torch's defaults
     free = free_bytes(setting.device)
     if free is not None and case.bytes_needed > free:
         return row | {"skipped": f"it takes about {case.bytes_needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"}
@@ -60,9 +82,11 @@ def measure_case(case: Workload, setting: Setting) -> dict:
         truth = case.results(oracle, wide)
         del wide
         stock = case.results(oracle, operands)
-    except torch.OutOfMemoryError as error:
+    except (torch.OutOfMemoryError, MemoryError, ImportError) as error:  # or the data set's library is missing
         return row | {"skipped": in_one_line(error)}
-    except ImportError as error:  # the data set's library
+    except RuntimeError as error:
+        if "alloc" not in str(error):  # as the CPU's allocator says it
+            raise
         return row | {"skipped": in_one_line(error)}
     floor, bound_by = setting.ceilings.floor_seconds(case)
     row |= {"bytes": case.minimal_bytes, "flops": case.flops, "floor_seconds": floor, "bound_by": bound_by}
@@ -132,6 +156,8 @@ def _memory(name: str, bind: Bind, operands: Any, device: torch.device) -> dict:
     """{"peak_bytes"}, or {"no_memory"} and why."""
     if name == JAX:
         return {"no_memory": "JAX has a memory pool of its own"}
+    if name in (TUNED, GRAPHED_COMPILED):
+        return {"no_memory": "its CUDA graph holds its memory since it was compiled"}
     try:
         return {"peak_bytes": memory.peak_of(bind, operands, device)}
     except Exception as error:  # whatever a peer raises is its result
@@ -158,13 +184,16 @@ def _time_all(case: Workload, binds: dict[str, Bind], row: dict, operands: Any, 
         try:
             sets = _sets(case, operands, setting) if column == REPLAY else [operands]
             calls = _calls(column, {**binds, AGAIN: binds[OURS]}, sets, row["peers"])
+            if not calls:
+                continue
             clock = {WALL: WallClock, DEVICE: DeviceClock, REPLAY: ReplayClock}[column](device)
-            samples = interleave(calls, clock, seconds=case.seconds * setting.pace / len(columns))
+            share = case.seconds * setting.pace / len(columns)
+            samples = interleave(calls, clock, seconds=share, after_round=clocks.look)
         except Exception as error:  # memory for all of them at once, most likely
             for name in binds:
                 row["peers"][name].setdefault("no_time", {})[column] = in_one_line(error)
             continue
-        clocks.look()
+        del calls, sets  # graphs hold the memory of all their results
         again = samples.pop(AGAIN, None)
         for name, values in samples.items():
             row["peers"][name].setdefault("times", {})[column] = {"samples": values, **quantiles(values)}
@@ -185,6 +214,8 @@ def _calls(column: str, binds: dict[str, Bind], sets: list, peers: dict[str, dic
         try:
             if name == JAX and column != WALL:
                 raise LeftOut("JAX launches on streams of its own: only end-to-end times compare")
+            if name in (TUNED, GRAPHED_COMPILED) and column == REPLAY:
+                raise LeftOut("it replays CUDA graphs of its own, which cannot be captured in another")
             calls[name] = _replays(bind, sets) if column == REPLAY else bind(sets[0])
             calls[name]()
         except Exception as error:  # whatever a peer raises is its result
@@ -214,14 +245,18 @@ def _sets(case: Workload, operands: Any, setting: Setting) -> list:
 
 
 def _compare(found: dict, column: str, samples: dict, again: list[float], peers: dict[str, dict]) -> None:
-    """gdcore against every peer. What differs by less than gdcore does from itself is the same."""
+    """gdcore against every peer, and the one that is hardest to beat: `best`.
+
+    FASTER and SLOWER must lie beyond what gdcore, sampled twice, seems to differ from itself by. `best` is SLOWER if any right
+    peer is, and FASTER only if all are; within a verdict it is the peer with the least speed-up.
+    """
     itself = compare(samples[OURS], again, AGAIN)
-    margin = max(MARGIN, itself.speedup, 1 / itself.speedup)
+    margin = max(MARGIN, itself.high, 1 / itself.low)
     found["noise"][column] = {name: getattr(itself, name) for name in ("speedup", "low", "high")}
     comparisons = {
         name: compare(samples[OURS], values, name, margin).to_json() for name, values in samples.items() if name != OURS
     }
     found["comparisons"][column] = comparisons
-    comparable = [c for name, c in comparisons.items() if not peers[name].get("another_algorithm")]
-    if comparable:
-        found["best"][column] = min(comparable, key=lambda comparison: comparison["speedup"])
+    others = [c for name, c in comparisons.items() if name != FUSED and not peers[name].get("another_algorithm")]
+    if others:
+        found["best"][column] = min(others, key=lambda other: (HARDEST.index(other["verdict"]), other["speedup"]))

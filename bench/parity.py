@@ -29,6 +29,17 @@ def _worst(numbers: Iterable[float]) -> float | None:
     return max(numbers, key=lambda number: (number != number, number), default=None)
 
 
+def _hidden(name: str, value: Tensor, exact: Tensor, stock: Tensor) -> list[str]:
+    """What a norm hides: numbers that are wrong among many that are right, in a sentence."""
+    error, theirs = largest_error(value, exact), largest_error(stock, exact)
+    limit = FACTOR * theirs + FLOOR[stock.dtype]
+    if error <= limit:
+        return []
+    return [
+        f"{name} is off by {error:.1e} of its largest number in one place (stock {theirs:.1e}, allowed {limit:.1e})"
+    ]
+
+
 def judge(kind: str, found: Named, truth: Named, stock: Named) -> dict:
     """A peer's `parity` entry: relative errors against float64 of every result, its own and stock's, and what is wrong in words.
 
@@ -46,6 +57,8 @@ def judge(kind: str, found: Named, truth: Named, stock: Named) -> dict:
             failures.append(f"{name} has dtype {value.dtype}, stock's has {stock[name].dtype}")
         if not error <= limit:  # a NaN fails too
             failures.append(f"{name} is off by {error:.1e} (stock {theirs:.1e}, allowed {limit:.1e})")
+        elif measure is not largest_error:
+            failures += _hidden(name, value, exact, stock[name])
     ratios = [errors[name] / theirs for name, theirs in stock_errors.items() if theirs]
     if kind == "sgd":
         if len(failures) > 1:

@@ -66,6 +66,8 @@ def read(path: Path) -> dict:
     wrong = [name for name, kind in PARTS.items() if not isinstance(document.get(name), kind)]
     if wrong:
         raise BadInput(f"{path} is not a complete result file: {', '.join(wrong)} missing or malformed")
+    if not isinstance(document["machine"].get("device"), str):
+        raise BadInput(f"{path} is not a complete result file: its machine has no device")
     wrong = [name for name, row in document["cases"].items() if not _is_row(row)]
     wrong += [name for name, count in document["attempts"].items() if not isinstance(count, int)]
     if wrong or not isinstance(document.get("ceilings"), dict | None):
@@ -76,6 +78,8 @@ def read(path: Path) -> dict:
 def _is_row(row: Any) -> bool:
     """Whether this can be a case's row: what it is, and its peers or why it has none."""
     if not isinstance(row, dict) or row.get("kind") not in KINDS or not isinstance(row.get("label"), str):
+        return False
+    if row["kind"] != "sgd" and not all(isinstance(row.get(name), int) for name in ("n", "k", "m")):
         return False
     if isinstance(row.get("skipped"), str):
         return True

@@ -37,6 +37,8 @@ def explained(row: Mapping, device_type: str) -> str | None:
 def _why(row: Mapping, ratio: float, predicted: float, device_type: str) -> str:
     """The likeliest reason. It is a guess from the numbers, and says so where it cannot be more."""
     if ratio < 1:
+        if row["column"] == "device":
+            return "the plan counts more than was moved, or the ceilings were measured in a slower moment"
         if row["plan"]["bytes"] <= CACHE_BYTES:
             return "the operands fit in the cache, the ceiling is main memory's"
         return "parts of the data are still in the cache when they are read again, the plan counts them twice"

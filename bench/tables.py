@@ -145,7 +145,9 @@ def host(found: Mapping) -> Table:
         theirs, ours = row["peers"][stock]["p50"], row["peers"][OURS]["p50"]
         lines.append([name, row["what"], duration(theirs), duration(ours), times(theirs / ours)])
     heads = ("call", "to", "stock", "gdcore", "times as fast")
-    return Table("Host time from the call to the launch, the launch left out", heads, lines, found.get("what", ""))
+    return Table(
+        "Host time from the call to the launch, Triton's own launcher not included", heads, lines, found.get("what", "")
+    )
 
 
 def predicted(rows: Sequence[Mapping]) -> Table:

@@ -7,6 +7,7 @@ and times, the case's bytes, FLOPs and floor, gdcore's comparison with it.
 import os
 
 import pytest
+import torch
 
 from gdcore.bench import ceilings, measure
 from gdcore.bench.machine import device_here
@@ -15,13 +16,16 @@ from gdcore.bench.selection import Selection, choose
 
 pytest.importorskip("pytest_benchmark")
 DEVICE = device_here()
-CASES = choose(os.environ.get("GDCORE_BENCH_PROFILE", "smoke"), DEVICE.type, Selection())
+PROFILE = os.environ.get("GDCORE_BENCH_PROFILE", "smoke")
+CASES = choose(PROFILE, DEVICE.type, Selection())
 PAIRS = [(case, peer) for case in CASES for peer in case.peers]
 
 
 @pytest.fixture(scope="module")
 def setting() -> measure.Setting:
-    return measure.Setting(DEVICE, 0, ceilings.measure(DEVICE, {case.dtype for case in CASES}, small=True))
+    return measure.Setting(
+        DEVICE, 0, ceilings.measure(DEVICE, {case.dtype for case in CASES}, small=PROFILE == "smoke")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -63,4 +67,4 @@ def test_speed(benchmark, rows: dict, case: Workload, peer: Peer) -> None:
     }
     benchmark.extra_info |= {"peer": peer.what, "parity": entry.get("parity"), "times": times}
     benchmark.extra_info |= {"gdcore": {column: found.get(peer.name) for column, found in row["comparisons"].items()}}
-    benchmark(call)
+    benchmark(call if DEVICE.type == "cpu" else lambda: (call(), torch.cuda.synchronize()))

@@ -1,14 +1,14 @@
 """How long does it take? Three clocks for three questions, and samples of all peers interleaved, so that a slow moment of
 the machine meets all of them.
 
-wall: how long does the caller wait, end to end? device: what does the GPU need, with nothing in its cache? replay: what
+wall: how long does a loop of calls take, end to end? device: what does the GPU need, with nothing in its cache? replay: what
 would it need if launches cost nothing, the inputs changing from call to call? (Six small ones still fit in the cache.) On a
 CPU there is the first alone.
 
-A sample is the mean of `repeats` calls. Every other round goes backwards, and every second one starts with another peer, so
-that none always follows the same. Before a sample of a short call comes one that is not timed: the threads of the
-peer before it still spin, and its data is in the cache. Not timed either: drawing inputs, compilation, warm-up,
-accumulation into `.grad`, garbage collection.
+A sample is the mean of `repeats` calls, on the device clock their median. Every other round goes backwards, and every
+second one starts with another peer, so that none always follows the same. Before a sample of a short call comes one that is
+not timed: the threads of the peer before it still spin, and its data is in the cache. Not timed either: drawing inputs,
+compilation, warm-up, accumulation into `.grad`, garbage collection.
 """
 
 import gc
@@ -27,6 +27,15 @@ INTERVAL = (2.5, 97.5)
 SETTLING_SECONDS = 0.1  # a longer call does not notice what was there before it
 
 
+LEAST_HEAD_START = 1e-3  # seconds that the device waits before what is timed
+MOST_REPLAYS, REPLAY_SECONDS = 500, 20e-6  # in one sample; of the host for each, with room to spare
+
+
+def _cycles(seconds: float) -> int:
+    """For torch.cuda._sleep, at the highest clock of any GPU so far: at a lower one it sleeps longer."""
+    return round(seconds * 2.6e9)
+
+
 class Clock(Protocol):
     """Takes one sample: seconds per call over `repeats` calls."""
 
@@ -34,7 +43,7 @@ class Clock(Protocol):
 
 
 class WallClock:
-    """Elapsed time on the host, with the device drained before and after."""
+    """Elapsed time on the host for calls one after the other, with the device drained before the first and after the last."""
 
     def __init__(self, device: torch.device) -> None:
         self._wait: Callable[[], object] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
@@ -45,45 +54,56 @@ class WallClock:
         for _ in range(repeats):
             call()
         self._wait()
+        getattr(call, "wait", _nothing)()  # for a library that CUDA's own waiting does not cover
         return (time.perf_counter() - start) / repeats
+
+
+def _nothing() -> None:
+    pass
 
 
 class DeviceClock:
     """Time on a CUDA device between two events, one call at a time, with a cold L2 cache.
 
     A buffer larger than the cache is overwritten before each call. The device is then kept waiting while the host
-    enqueues the call, so that gaps between launches are not counted: they belong to wall time.
+    enqueues the call, so that gaps between launches are not counted: they belong to wall time. How long the host needs is
+    seen in the call before; the first, whose head start may be too short, is not counted.
     """
-
-    HEAD_START_CYCLES = 2_000_000  # about a millisecond
 
     def __init__(self, device: torch.device) -> None:
         cache = torch.cuda.get_device_properties(device).L2_cache_size
         self._flush = torch.empty(max(4 * cache, 1 << 28), dtype=torch.int8, device=device)
 
     def sample(self, call: Call, repeats: int) -> float:
-        pairs = []
-        for _ in range(repeats):
+        pairs, enqueueing = [], 0.0
+        for _ in range(1 + repeats):
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             self._flush.zero_()
-            torch.cuda._sleep(self.HEAD_START_CYCLES)
+            torch.cuda._sleep(_cycles(max(LEAST_HEAD_START, 1.5 * enqueueing)))
+            begun = time.perf_counter()
             start.record()
             call()
             end.record()
+            enqueueing = time.perf_counter() - begun
             pairs.append((start, end))
         torch.cuda.synchronize()
-        return float(np.median([start.elapsed_time(end) for start, end in pairs])) / 1e3
+        return float(np.median([start.elapsed_time(end) for start, end in pairs[1:]])) / 1e3
 
 
 class ReplayClock:
-    """Time on a CUDA device of captured graphs replayed one after another, each with inputs of its own: no launches to wait for."""
+    """Time on a CUDA device of captured graphs replayed one after another, each with inputs of its own.
+
+    The device waits until the host has enqueued them all, so that it has no launch to wait for.
+    """
 
     def __init__(self, device: torch.device) -> None:
-        pass
+        del device  # clocks are made alike
 
     def sample(self, call: "Replays", repeats: int) -> float:
+        repeats = min(repeats, MOST_REPLAYS)
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         torch.cuda.synchronize()
+        torch.cuda._sleep(_cycles(LEAST_HEAD_START + repeats * REPLAY_SECONDS))
         start.record()
         for number in range(repeats):
             call.graphs[number % len(call.graphs)].replay()
@@ -107,7 +127,7 @@ WALL, DEVICE, REPLAY = "wall", "device", "replay"
 QUESTIONS = {
     DEVICE: "what the GPU needs, its cache emptied before each call",
     REPLAY: "what it needs where launches cost nothing: graph replays over rotating inputs",
-    WALL: "how long the caller waits, end to end",
+    WALL: "how long a loop of calls takes end to end, launches and all",
 }
 
 
@@ -142,6 +162,7 @@ def interleave(
     seconds: float,
     sample_seconds: float = 0.01,
     rounds: tuple[int, int] = (5, 61),
+    after_round: Callable[[], object] = _nothing,
 ) -> dict[str, list[float]]:
     """Seconds per call of every peer, a sample a round, until the time or the rounds are spent; never fewer than rounds[0]."""
     names = list(calls)
@@ -160,6 +181,7 @@ def interleave(
                 if call_seconds < SETTLING_SECONDS:
                     calls[name]()
                 samples[name].append(clock.sample(calls[name], repeats))
+            after_round()
     finally:
         if collecting:
             gc.enable()

@@ -133,8 +133,8 @@ def of_kind(document: Mapping, *kinds: str) -> list[Mapping]:
 
 
 def stock_of(row: Mapping) -> str:
-    """The peer that is stock PyTorch: of an optimizer step the for-loop."""
-    return LOOP if row["kind"] == "sgd" else STOCK
+    """The peer that is stock PyTorch: of an optimizer step torch's default, the for-loop on a CPU, foreach on a GPU."""
+    return row.get("stock") or (LOOP if row["kind"] == "sgd" else STOCK)
 
 
 def timed(rows: Sequence[Mapping]) -> list[Mapping]:

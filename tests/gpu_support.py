@@ -27,8 +27,10 @@ class Device:
     def __init__(self) -> None:
         self.now = 0.0
         self.log: list[str] = []
+        self.slept: list[int] = []
         self.capturing: object = None
         self.properties = SimpleNamespace(L2_cache_size=1 << 20, uuid="1234", name="Acted", total_memory=80 << 30)
+        self.properties.shared_memory_per_block_optin = 232_448
         self.properties.major, self.properties.minor, self.properties.multi_processor_count = 9, 0, 132
         self.free, self.kept, self.held, self.peak = 1 << 30, 0, 400, 1000
 
@@ -91,8 +93,9 @@ def act(monkeypatch: pytest.MonkeyPatch) -> Device:
         "Stream": lambda: stream,
         "current_stream": lambda: stream,
         "stream": lambda _: contextlib.nullcontext(),
+        "set_stream": lambda _: None,
         "synchronize": lambda: acted.log.append("wait"),
-        "_sleep": lambda cycles: acted.note("sleep", MS),
+        "_sleep": lambda cycles: acted.slept.append(cycles) or acted.note("sleep", MS),
         "mem_get_info": lambda _: (acted.free, 80 << 30),
         "memory_reserved": lambda _: acted.held + acted.kept,
         "memory_allocated": lambda *_: acted.held,

@@ -17,7 +17,7 @@ CLOCKS = {
     OWN: "every case by the clock that matters for its size: tiny ones by wall, where calls and launches are the cost",
     "device": "GPU time between two events, the L2 cache flushed before each call: how long does the GPU work?",
     "replay": "a CUDA graph replayed over rotating inputs, so without launches: how fast is it inside a captured loop?",
-    "wall": "the host's clock, from the call until its result is there: how long do I wait?",
+    "wall": "the host's clock around a loop of calls, launches and all, with a wait at its end: how long does my loop take?",
 }
 GLOSSARY = {
     "median": "half of the timed samples were faster, half slower; a few slow outliers do not move it.",

@@ -58,7 +58,7 @@ def _losses(rows: Sequence[Mapping]) -> list[Markup]:
             whose, ratio = points.title(best.get("baseline")), words.times(float(best["speedup"]))
             peer_wins.append(f"{points.sentence(row)}: {whose}; gdcore reaches {ratio} of its speed")
     if timed and not stock_wins + peer_wins:
-        return [tag("p", "No peer wins in any case.")]
+        return [tag("p", "No peer wins beyond the noise.")]
     return [
         tag("details", tag("summary", f"{who} in {len(cases)} of {len(timed)} cases"), items(cases), open=True)
         for who, cases in (("Stock wins", stock_wins), ("Another peer wins", peer_wins))
@@ -89,7 +89,7 @@ def _noise(rows: Sequence[Mapping]) -> list[str]:
     if off:
         lines.append(
             f"Noise: gdcore against itself, timed the same way, differs by {100 * off[len(off) // 2]:.1f} % in the middle case "
-            f"and {100 * off[-1]:.1f} % in the worst; a case's smaller differences are called the same."
+            f"and {100 * off[-1]:.1f} % in the worst; FASTER and SLOWER must lie beyond the 95 % interval of that."
         )
     for row in rows:
         if why := points.dig(row, "clocks", "throttled"):

@@ -1,5 +1,6 @@
 """The benchmark on CUDA, acted: three columns, graphs that cannot be captured, rotating inputs, memory, JAX."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from gdcore.bench import linear_peers, machine, measure, memory, run_peers, timing
 from gdcore.bench.cases import Case
 from gdcore.bench.measure import measure_case
-from gdcore.bench.peers import AGAIN, GRAPH, JAX, OURS, STOCK
+from gdcore.bench.peers import AGAIN, GRAPH, GRAPHED_COMPILED, JAX, OURS, STOCK, TUNED
 from gdcore.bench.run_cases import RunCase
 from gpu_support import CASE, CUDA, MS, SETTING
 
@@ -100,6 +101,20 @@ def test_an_eager_graph_is_kept_and_replayed(among, gpu):
     assert kept.graphs == [call.graph] and log == [], "it is not captured once more"
 
 
+@pytest.mark.parametrize("name", [TUNED, GRAPHED_COMPILED])
+def test_a_peer_that_replays_graphs_of_its_own_is_not_captured(among, name, monkeypatch):
+    monkeypatch.setattr(torch.compiler, "reset", lambda: None)
+    entry = among((name, 3 * MS), case=replace(CASE, compilers=(name,)))["peers"][name]
+    assert set(entry["times"]) == {"device", "wall"} and "of its own" in entry["no_time"]["replay"]
+    assert "peak_bytes" not in entry and "CUDA graph holds" in entry["no_memory"]
+
+
+def test_results_of_a_graph_keep_no_autograd_graph_alive(gpu):
+    x = torch.ones(3, requires_grad=True)
+    _, results = linear_peers.captured(lambda: (x.sum(), x))
+    assert not any(t.requires_grad for t in results)
+
+
 def test_capturing_a_step_leaves_the_start_as_it_was(gpu):
     case = Case("B", 40, 6, 3, op="step", wanted=("weight", "bias"))
     operands = case.draw(CUDA, 0)
@@ -118,14 +133,18 @@ def test_the_device_clock_flushes_and_lets_the_host_run_ahead(gpu, monkeypatch):
     clock = timing.DeviceClock(CUDA)
     assert gpu.buffer >= 4 * gpu.properties.L2_cache_size and gpu.buffer >= 1 << 28
     monkeypatch.setattr(clock, "_flush", SimpleNamespace(zero_=lambda: gpu.note("flush", 7 * MS)))
-    assert clock.sample(lambda: gpu.note("call", 5 * MS), 2) == pytest.approx(5 * MS)
-    assert gpu.log == ["flush", "sleep", "record", "call", "record"] * 2 + ["wait"]
+    times = iter((50 * MS, 5 * MS, 5 * MS))
+    assert clock.sample(lambda: gpu.note("call", next(times)), 2) == pytest.approx(5 * MS), "the first is not counted"
+    assert gpu.log == ["flush", "sleep", "record", "call", "record"] * 3 + ["wait"]
+    assert gpu.slept[1] > 1.4 * 50 * MS * 2e9 and gpu.slept[0] < gpu.slept[2] < gpu.slept[1], (
+        "as long as the host needs"
+    )
 
 
 def test_the_replay_clock_rotates_over_the_inputs(gpu):
     graphs = [SimpleNamespace(replay=lambda i=i: gpu.note(f"graph {i}", MS)) for i in range(3)]
     assert timing.ReplayClock(CUDA).sample(timing.Replays(graphs), 4) == pytest.approx(MS)
-    assert gpu.log == ["wait", "record", "graph 0", "graph 1", "graph 2", "graph 0", "record", "wait"]
+    assert gpu.log == ["wait", "sleep", "record", "graph 0", "graph 1", "graph 2", "graph 0", "record", "wait"]
 
 
 def test_the_wall_clock_drains_the_device_before_and_after(gpu):

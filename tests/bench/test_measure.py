@@ -202,7 +202,9 @@ def test_pace_shortens_the_timing(among, monkeypatch):
         seconds.append(seconds_left)
         return {name: [1.0] * 3 for name in calls}
 
-    monkeypatch.setattr(measure, "interleave", lambda calls, clock, seconds: interleaved(calls, clock, seconds))
+    monkeypatch.setattr(
+        measure, "interleave", lambda calls, clock, seconds, after_round: interleaved(calls, clock, seconds)
+    )
     case = Case("D", 40, 6, 3, wanted=("input", "weight"), seconds=4.0)
     for pace in (1.0, 0.3):
         among(peer("other"), case=case, setting=SETTING.at(pace, True))
@@ -238,3 +240,36 @@ def test_a_compiled_step_is_right_for_real():
     entry = row["peers"][FUNCTIONAL]
     assert "times" in entry, entry
     assert set(entry["parity"]["errors"]) == {"loss", "weight", "bias"} and FUNCTIONAL in row["comparisons"]["wall"]
+
+
+def compared(ours, again, **others):
+    found = {"comparisons": {}, "best": {}, "noise": {}}
+    samples = {OURS: ours, **others}
+    measure._compare(found, "wall", samples, again, {name: {} for name in samples})
+    return found
+
+
+def test_the_best_is_whoever_is_hardest_to_beat_and_not_the_least_median():
+    """One is 7 % faster but too noisy to tell, the other is 5 % faster for sure."""
+    noisy = [0.7, 1.4, 0.93, 0.8, 1.2] * 4
+    found = compared([1.0] * 20, [1.0] * 20, compile=noisy, library=[0.95] * 20)
+    assert found["comparisons"]["wall"]["compile"]["verdict"] == "UNSURE"
+    assert found["best"]["wall"]["baseline"] == "library" and found["best"]["wall"]["verdict"] == "SLOWER"
+
+
+def test_faster_than_the_best_is_faster_than_everyone():
+    found = compared([1.0] * 5, [1.0] * 5, eager=[1.2] * 5, library=[0.95, 1.5, 1.31, 0.9, 1.6])
+    assert found["comparisons"]["wall"]["eager"]["verdict"] == "FASTER"
+    assert found["best"]["wall"]["baseline"] == "library" and found["best"]["wall"]["verdict"] == "UNSURE"
+
+
+def test_faster_must_lie_beyond_what_gdcore_differs_from_itself_by():
+    again = [0.8, 1.3, 1.0, 0.9, 1.2] * 4
+    assert compared([1.0] * 20, [1.0] * 20, eager=[1.1] * 20)["best"]["wall"]["verdict"] == "FASTER"
+    noisy = compared([1.0] * 20, again, eager=[1.1] * 20)
+    assert noisy["noise"]["wall"]["high"] > 1.1 and noisy["best"]["wall"]["verdict"] != "FASTER"
+
+
+def test_gdcores_own_other_path_is_no_peer_to_beat():
+    found = compared([1.0] * 9, [1.0] * 9, eager=[2.0] * 9, **{"gdcore fused": [0.5] * 9})
+    assert found["best"]["wall"]["baseline"] == "eager" and "gdcore fused" in found["comparisons"]["wall"]

@@ -80,3 +80,15 @@ def test_nothing_at_all_is_right():
     empty = {"tensor 0": torch.empty(0, dtype=torch.float64)}
     narrow = {"tensor 0": torch.empty(0)}
     assert parity.judge("sgd", narrow, empty, narrow)["passed"]
+
+
+def test_rows_left_out_of_many_do_not_hide_in_a_norm():
+    """A hundred rows of a million left at zero are a hundredth of the norm, which half precision is allowed."""
+    exact = torch.randn(200_000, 8, dtype=torch.float64)
+    stock = exact.bfloat16()
+    left_out = stock.clone()
+    left_out[-20:] = 0
+    found = parity.judge("linear_mse", {"input": left_out}, {"input": exact}, {"input": stock})
+    assert found["errors"]["input"] < 2 * found["stock_errors"]["input"] + 8e-3, "the norm alone would let it pass"
+    assert not found["passed"] and "in one place" in found["failures"][0]
+    assert parity.judge("linear_mse", {"input": stock}, {"input": exact}, {"input": stock})["passed"]

@@ -9,7 +9,7 @@ import pytest
 from gdcore.bench import results as results_module
 from gdcore.bench.results import SCHEMA, BadInput, Results, read, write
 
-HERE = {"machine": {"cpu": "one"}, "versions": {"torch": "2"}}
+HERE = {"machine": {"cpu": "one", "device": "cpu"}, "versions": {"torch": "2"}}
 
 
 def new(path) -> Results:
@@ -89,9 +89,9 @@ def test_resuming_keeps_what_is_there_bit_for_bit(tmp_path, make):
 @pytest.mark.parametrize(
     ("here", "said"),
     [
-        ({"machine": {"cpu": "two"}}, "its cpu is 'one', this one is 'two'"),
-        ({"machine": {"cpu": "one", "gpu": "H200"}}, "its gpu is None, this one is 'H200'"),
-        ({"machine": {}}, "its cpu is 'one', this one is None"),
+        ({"machine": {"cpu": "two", "device": "cpu"}}, "its cpu is 'one', this one is 'two'"),
+        ({"machine": {"cpu": "one", "device": "cpu", "gpu": "H200"}}, "its gpu is None, this one is 'H200'"),
+        ({"machine": {"device": "cpu"}}, "its cpu is 'one', this one is None"),
         ({"versions": {"torch": "3"}}, "its torch is '2', this one is '3'"),
         ({"commit": "abc"}, "its commit is None, this one is 'abc'"),
     ],
