@@ -76,7 +76,7 @@ class Run:
         ]
         asked = [(title, wanted, seconds, work) for title, wanted, seconds, work in others if self.selection.has(title)]
         if (cases or forgotten) and self.device.type == "cpu" and not self.small:
-            todo.append(("extra memory", 12.0, self.memory))
+            todo.append(("extra memory", 8.0, self.memory))
         if not chosen and not asked:
             raise BadInput(self._nothing())
         return todo + [(title, seconds, work) for title, wanted, seconds, work in asked if wanted]

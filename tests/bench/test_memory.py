@@ -25,14 +25,14 @@ def measured(case: Case, *peers: str, **more: object) -> dict:
 
 @linux
 def test_a_fresh_process_sees_stocks_temporaries_and_not_ours():
-    case = Case("B", 200_000, 16, 32)
-    rows = [measured(Case("B", 600_000, 2, 8), STOCK), measured(case, STOCK, JAX, OURS)]
+    case = Case("B", 300_000, 16, 32)
+    rows = [measured(Case("B", 1_100_000, 2, 8), STOCK), measured(case, STOCK, JAX, OURS)]
     found = {(number, peer): entry for number, peer, entry in memory.measure_apart(rows, seed=0)}
-    matrix = 4 * 200_000 * 32
+    matrix = 4 * 300_000 * 32
     assert set(found) == {(0, STOCK), (1, STOCK), (1, JAX), (1, OURS)}
     assert 1.5 * matrix < found[1, STOCK]["peak_bytes"] < 4 * matrix, "stock holds prediction and gradient"
     assert found[1, OURS]["peak_bytes"] < 0.6 * matrix
-    assert found[0, STOCK]["peak_bytes"] > 0.9 * 4 * 600_000 * 8
+    assert found[0, STOCK]["peak_bytes"] > 0.9 * 4 * 1_100_000 * 8
     assert "peak_bytes" in found[1, JAX] or found[1, JAX]["no_memory"].startswith("LeftOut: ")
 
 
@@ -55,14 +55,14 @@ def test_the_peak_is_of_one_call_and_no_earlier_one(kept):
 
 def test_a_process_that_dies_leaves_nobody_without_a_word(monkeypatch):
     monkeypatch.setattr(memory.sys, "executable", "/bin/false")
-    rows = [measured(Case("B", 10**6, 2, 8), STOCK, OURS), measured(Case("B", 10**6, 2, 9), LIBRARY)]
+    rows = [measured(Case("B", 2 * 10**6, 2, 8), STOCK, OURS), measured(Case("B", 2 * 10**6, 2, 9), LIBRARY)]
     found = list(memory.measure_apart(rows, seed=0))
     assert [(number, peer) for number, peer, _ in found] == [(0, STOCK), (0, OURS), (1, LIBRARY)]
     assert all("ended" in entry["no_memory"] for *_, entry in found)
 
 
 def test_who_is_measured():
-    large, small = Case("B", 10**6, 2, 8), Case("D", 100, 2, 1)
+    large, small = Case("B", 2 * 10**6, 2, 8), Case("D", 100, 2, 1)
     row = measured(large, STOCK, OURS)
     row["peers"] |= {LIBRARY: {"failure": "wrong"}, JAX: {"left_out": "not installed"}}
     assert memory.measurable(row) == [STOCK, OURS]
