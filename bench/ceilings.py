@@ -15,7 +15,7 @@ from .cases import dtype_name
 from .peers import Workload
 from .timing import DeviceClock, WallClock, calibrate
 
-BUDGET = 1.5  # seconds for one ceiling's samples: half products are emulated on many CPUs
+BUDGET = 0.8  # seconds for one ceiling's samples: half products are emulated on many CPUs
 
 
 @dataclass(frozen=True, slots=True)

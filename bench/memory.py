@@ -21,7 +21,7 @@ import gdcore
 from .cases import Case
 from .peers import COMPILERS, Bind, in_one_line
 
-LEAST_NUMBERS = 8 << 20  # of an N x M matrix, which is what stock needs: below, pages and libraries blur it
+LEAST_NUMBERS = 9 << 20  # of an N x M matrix, which is what stock needs: below, pages and libraries blur it
 SETTINGS = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 

@@ -178,10 +178,10 @@ class RunCase:
 
 PROFILES = {
     "quick": (
-        RunCase("lesson", 100),
-        RunCase("thermometer", 100, seconds=1.0),
-        RunCase("diabetes", 200, seconds=1.5),
-        RunCase("digits", 3, batch=64, seconds=1.0),
+        RunCase("lesson", 100, seconds=0.8),
+        RunCase("thermometer", 100, seconds=0.6),
+        RunCase("diabetes", 200, seconds=0.8),
+        RunCase("digits", 3, batch=64, seconds=0.6),
     ),
     "full": (
         RunCase("lesson", 100, compilers=("compile",)),

@@ -38,7 +38,7 @@ class SgdCase:
     options: str
     dtypes: tuple[torch.dtype, ...]  # of each tensor
     compilers: tuple[str, ...] = ()
-    seconds: float = 0.4
+    seconds: float = 0.3
     kind: ClassVar[str] = "sgd"
     op: ClassVar[str] = "sgd"
     regime: ClassVar[None] = None

@@ -26,13 +26,13 @@ def measured(case: Case, *peers: str, **more: object) -> dict:
 @linux
 def test_a_fresh_process_sees_stocks_temporaries_and_not_ours():
     case = Case("B", 300_000, 16, 32)
-    rows = [measured(Case("B", 1_100_000, 2, 8), STOCK), measured(case, STOCK, JAX, OURS)]
+    rows = [measured(Case("B", 1_300_000, 2, 8), STOCK), measured(case, STOCK, JAX, OURS)]
     found = {(number, peer): entry for number, peer, entry in memory.measure_apart(rows, seed=0)}
     matrix = 4 * 300_000 * 32
     assert set(found) == {(0, STOCK), (1, STOCK), (1, JAX), (1, OURS)}
     assert 1.5 * matrix < found[1, STOCK]["peak_bytes"] < 4 * matrix, "stock holds prediction and gradient"
     assert found[1, OURS]["peak_bytes"] < 0.6 * matrix
-    assert found[0, STOCK]["peak_bytes"] > 0.9 * 4 * 1_100_000 * 8
+    assert found[0, STOCK]["peak_bytes"] > 0.9 * 4 * 1_300_000 * 8
     assert "peak_bytes" in found[1, JAX] or found[1, JAX]["no_memory"].startswith("LeftOut: ")
 
 
