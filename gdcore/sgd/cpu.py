@@ -323,11 +323,7 @@ class Stepper:
 def _round_momentum(momentum: Tensor, grad: Tensor, group: dict[str, Any], first: bool) -> None:
     if first:
         momentum.copy_(grad)
-    elif group["dampening"] == 0:
-        torch.add(
-            grad, momentum, alpha=float(group["momentum"]), out=momentum
-        )  # one operation and one rounding, not two
-    else:
+    else:  # two roundings, as the for-loop has: with one, momentum drifts from it by whole units in the last place
         momentum.mul_(float(group["momentum"])).add_(grad, alpha=1 - float(group["dampening"]))
 
 

@@ -403,3 +403,32 @@ def test_the_default_device_does_not_matter(device, backend):
     with torch.device(device):
         race.step(grads)
         race.step(grads)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"momentum": 0.9},
+        {"momentum": 0.9, "weight_decay": 0.1},
+        {"momentum": 0.9, "weight_decay": 0.1, "nesterov": True},
+        {"momentum": 0.9, "dampening": 0.5, "maximize": True},
+    ],
+    ids=str,
+)
+def test_half_precision_on_the_cpu_is_the_for_loop_to_the_last_bit(dtype, options):
+    """With a rounding more or fewer, momentum drifts from it by whole units in the last place within a few steps."""
+    params = [torch.randn(size).to(dtype).requires_grad_() for size in (7, 5_001, 300_000)]
+    others = [p.detach().clone().requires_grad_() for p in params]
+    with gdcore.use_backend("auto"):
+        ours = gdcore.SGD(params, lr=1e-2, **options)
+        stock = torch.optim.SGD(others, lr=1e-2, foreach=False, **options)
+        for _ in range(7):
+            for p, q in zip(params, others, strict=True):
+                p.grad = torch.randn_like(p)
+                q.grad = p.grad.clone()
+            ours.step()
+            stock.step()
+    for p, q in zip(params, others, strict=True):
+        assert torch.equal(p, q)
+        assert torch.equal(ours.state[p]["momentum_buffer"], stock.state[q]["momentum_buffer"])
