@@ -9,7 +9,7 @@ import pathlib
 from setuptools import setup
 
 HERE = pathlib.Path(__file__).parent
-BENCH = ["matplotlib>=3.8", "pytest-benchmark>=4", "rich>=13", "scikit-learn>=1.4"]
+BENCH = ["matplotlib>=3.8", "pytest-benchmark>=4", "scikit-learn>=1.4"]
 GPU = ["nvidia-ml-py>=12"]  # lets the benchmark read the GPU's clocks
 TEST = ["build>=1", "expecttest>=0.2", "hypothesis>=6", "pytest>=8", "ruff>=0.6", "setuptools>=68", "wheel>=0.40"]
 
@@ -27,6 +27,7 @@ setup(
         "gdcore",
         "gdcore.backends",
         "gdcore.sgd",
+        "gdcore.training",
         "gdcore.kernels",
         "gdcore.bench",
         "gdcore.bench.page",
@@ -39,7 +40,13 @@ setup(
         "gdcore.bench": ["data/*.json", "data/*.md"],
         "gdcore.bench.page": ["*.css", "*.js"],
     },
-    install_requires=["numpy>=1.26", "platformdirs>=4", "torch>=2.9", "triton>=3.6; platform_system == 'Linux'"],
+    install_requires=[
+        "numpy>=1.26",
+        "platformdirs>=4",
+        "rich>=13",
+        "torch>=2.9",
+        "triton>=3.6; platform_system == 'Linux'",
+    ],
     extras_require={"bench": BENCH, "gpu": GPU, "test": TEST + BENCH, "lessons": ["matplotlib>=3.8"]},
     entry_points={"console_scripts": ["gdcore-bench = gdcore.bench.__main__:main"]},
     classifiers=[

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 INTERRUPTED = 130
 MOST_SEEDS = 1 << 63
-EXTRAS = ("rich", "matplotlib")  # what only the benchmark needs
+EXTRAS = ("rich", "matplotlib")  # what makes tables and pictures
 COMMANDS = ("run", "report", "compare", "explain", "tune", "readme")
 
 

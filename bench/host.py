@@ -5,8 +5,8 @@
 
 gdcore's side is the Triton path, planned as for an H200, on CPU tensors. `kernel[grid](...)` gives a stub that notes the
 time: all of gdcore's Python runs, nothing of Triton's and no kernel, so the sizes are real and nobody reads the numbers.
-A step of the optimizer ends at its launch. linear_mse and its gradients end when the call returns: the last thing that
-they start is often one of PyTorch's own operations, whose launch cannot be seen from here.
+A step of the optimizer ends at its launch. linear_mse, its gradients and linear_mse_sgd_ end when the call returns: the
+last thing that they start is often one of PyTorch's own operations, whose launch cannot be seen from here.
 
 Stock's side is the same call on CPU tensors of ROWS rows, one thread: PyTorch's dispatch, its autograd, and kernels that
 have next to nothing to do. Tensors without storage ("meta") would leave those out too, but the shapes of the loss and of
@@ -180,7 +180,44 @@ def _sgd(shapes: Sequence[tuple[int, ...]], options: Mapping, gradients: str, pe
     return sample
 
 
+def _whole_step(
+    n: int, k: int, m: int, wanted: Sequence[str], options: Mapping, peer: str, launches: Launches
+) -> Sample:
+    """linear_mse_sgd_ against stock's loss, backward() and fused optimizer, its gradients kept."""
+    tensors = _operands(n if peer == OURS else ROWS, k, m, wanted)
+    x, w, y, b = (tensors.get(name) for name in ("input", "weight", "target", "bias"))
+    leaves, clock = [tensors[name] for name in wanted], time.perf_counter_ns
+    buffers = {}
+    if options.get("momentum"):
+        names = ("momentum_buffer", "bias_momentum_buffer")
+        buffers = {name: torch.zeros_like(leaf) for name, leaf in zip(names, leaves, strict=False)}
+    optimizer = torch.optim.SGD(leaves, lr=1e-3, fused=True, **options)
+
+    def ours() -> None:
+        gdcore.linear_mse_sgd_(x, w, y, b, lr=1e-3, **options, **buffers)
+
+    def stock() -> None:
+        F.mse_loss(F.linear(x, w, b), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    call = ours if peer == OURS else stock
+
+    def sample() -> float:
+        launches.count = 0
+        start = clock()
+        call()
+        return (clock() - start) / 1e9
+
+    return sample
+
+
 WEIGHT = ("weight",)
+WHOLE_STEPS = {  # name: n, k, m, updated, options
+    "100 × 2 × 1": (100, 2, 1, WEIGHT, {}),
+    "1,000 × 10 × 1 with bias, momentum": (1_000, 10, 1, ("weight", "bias"), {"momentum": 0.9}),
+    "1,000 × 64 × 64": (1_000, 64, 64, WEIGHT, {}),
+}
 SUBJECTS = {  # name: n, k, m, gradients, whether as a module, stages
     "100 × 2 × 1": (100, 2, 1, WEIGHT, False, tuple(STAGES)),
     "1,000 × 10 × 1": (1_000, 10, 1, WEIGHT, False, tuple(STAGES)),
@@ -200,6 +237,9 @@ def rows(small: bool = False) -> list[Row]:
         for stage in stages:
             start = functools.partial(_linear_mse, stage, n, k, m, wanted, module)
             found.append(Row(f"linear_mse {subject}, {stage}", STAGES[stage], (STOCK, OURS), start))
+    for subject, shape in WHOLE_STEPS.items():
+        start = functools.partial(_whole_step, *shape)
+        found.append(Row(f"linear_mse_sgd_ {subject}", "loss, gradients and update", (STOCK, OURS), start))
     one, many = ((1_000,),), resnet50()
     steps = [(many, options, gradients) for options in OPTIONS for gradients in GRADIENTS]
     steps += [(one, "momentum", gradients) for gradients in GRADIENTS]

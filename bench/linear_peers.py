@@ -176,6 +176,23 @@ def _graph(case: Case, device: torch.device) -> Bind:
     return bind
 
 
+def _ours(case: Case, device: torch.device) -> Bind:
+    """linear_mse; a step of weight (and bias) is one call, without autograd."""
+    if case.op != "step" or "input" in case.wanted:
+        return _with_autograd(lambda: gdcore.linear_mse, gdcore.SGD)(case, device)
+
+    def bind(tensors: Tensors) -> Call:
+        x, w, y, b = tensors
+        updated = [getattr(tensors, name) for name in case.wanted]
+
+        def step() -> tuple[Tensor, ...]:
+            return gdcore.linear_mse_sgd_(x, w, y, b, lr=case.lr), *updated
+
+        return step
+
+    return bind
+
+
 PEERS = (
     Peer(
         STOCK,
@@ -194,7 +211,7 @@ PEERS = (
     Peer(JAX, "jax.jit of value_and_grad, in a step with the update", jax_peers.linear),
     Peer(
         OURS,
-        "gdcore.linear_mse(input, weight, target, bias), in a step with gdcore.SGD",
-        _with_autograd(lambda: gdcore.linear_mse, gdcore.SGD),
+        "gdcore.linear_mse(input, weight, target, bias), in a step gdcore.linear_mse_sgd_",
+        _ours,
     ),
 )

@@ -15,13 +15,13 @@ from .peers import (
     AGAIN,
     COMPILERS,
     FOREACH,
-    FUSED,
     GRAPHED_COMPILED,
     JAX,
     LOOP,
     OURS,
     STOCK,
     TUNED,
+    VARIANTS,
     Bind,
     Call,
     LeftOut,
@@ -97,7 +97,7 @@ def measure_case(case: Workload, setting: Setting) -> dict:
     for peer in case.peers:
         entry, bind = _check(case, peer, setting, operands, truth, stock)
         row["peers"][peer.name] = entry
-        if peer.name in (FUSED, OURS):
+        if peer.name in (*VARIANTS, OURS):
             row["problems"] += [f"{peer.name}: {problem}" for problem in entry.get("problems", ())]
         if bind is not None:
             binds[peer.name] = bind
@@ -257,6 +257,6 @@ def _compare(found: dict, column: str, samples: dict, again: list[float], peers:
         name: compare(samples[OURS], values, name, margin).to_json() for name, values in samples.items() if name != OURS
     }
     found["comparisons"][column] = comparisons
-    others = [c for name, c in comparisons.items() if name != FUSED and not peers[name].get("another_algorithm")]
+    others = [c for name, c in comparisons.items() if name not in VARIANTS and not peers[name].get("another_algorithm")]
     if others:
         found["best"][column] = min(others, key=lambda other: (HARDEST.index(other["verdict"]), other["speedup"]))

@@ -16,9 +16,10 @@ STOCK, COMPILED, TUNED, GRAPHED_COMPILED, FUNCTIONAL = (
 )
 LIBRARY, FOLDED, GRAPH, JAX, OURS = "library", "folded", "graph", "jax", "gdcore"
 LOOP, FOREACH, STOCK_FUSED = "for-loop", "foreach", "fused"  # torch.optim.SGD's three
-FUSED, SKLEARN = "gdcore fused", "sklearn"  # in training runs
+STEPS, GRAM, SKLEARN = "gdcore steps", "gdcore gram", "sklearn"  # in training runs
 NAMES = (STOCK, COMPILED, TUNED, GRAPHED_COMPILED, FUNCTIONAL, LIBRARY, FOLDED, GRAPH, JAX, LOOP, FOREACH, STOCK_FUSED)
-NAMES += (FUSED, SKLEARN, OURS)
+NAMES += (SKLEARN, STEPS, GRAM, OURS)
+VARIANTS = (STEPS, GRAM)  # gdcore in other ways: shown, but nobody to beat
 COMPILERS = (
     COMPILED,
     TUNED,

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 
 from gdcore.plan import Plan
+from gdcore.training import RunPlan
 
 from . import words
 from .ceilings import Ceilings
@@ -15,15 +16,15 @@ CALL_SECONDS = {"cpu": 100e-6, "cuda": 50e-6}  # a call with autograd takes abou
 CACHE_BYTES = 64 << 20  # of the last level: operands that fit need not come from memory
 
 
-def predicted_seconds(plan: Plan, dtype: torch.dtype, ceilings: Ceilings) -> float:
-    """The plan's bytes and FLOPs at the measured rates, whichever takes longer; calls and launches are not in it."""
+def predicted_seconds(plan: Plan | RunPlan, dtype: torch.dtype, ceilings: Ceilings) -> float:
+    """The plan's bytes and FLOPs at the measured rates, whichever takes longer; of a run all of them. Calls and launches are not in it."""
     by_bytes = plan.bytes_read / ceilings.read + plan.bytes_written / ceilings.copy
     return max(by_bytes, plan.flops / ceilings.rate(dtype))
 
 
 def explained(row: Mapping, device_type: str) -> str | None:
     """A sentence where gdcore's time and the plan's prediction differ by more than SURPRISE; None where they agree."""
-    predicted = row["plan"]["predicted_seconds"] * row.get("updates", 1)
+    predicted = row["plan"]["predicted_seconds"]
     measured = row["peers"][OURS]["times"][row["column"]]["p50"]
     ratio = measured / predicted
     if 1 / SURPRISE <= ratio <= SURPRISE:

@@ -8,7 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import gdcore
+from gdcore import devices
+from gdcore.backends import backend_for
+from gdcore.training import RunPlan, shuffle
+from gdcore.training.plan import plan_run
+from gdcore.training.spec import Spec
 
 from . import run_peers
 from .datasets import DATASETS
@@ -26,6 +30,7 @@ class Start(NamedTuple):
     weight: Tensor  # (M, K)
     bias: Tensor | None  # (M,)
     rows: list[Tensor] | None
+    seed: int = 0  # of the order of the rows
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -119,19 +124,18 @@ class RunCase:
         }
 
     def draw(self, device: torch.device, seed: int) -> Start:
-        """The data on the device, zeros or the data set's own start, and the rows of every update, drawn like a DataLoader's."""
+        """The data on the device, zeros or the data set's own start, and the rows of every update, in gdcore.fit's order."""
         data = DATASETS[self.data]()
         weight, bias = data.start or (torch.zeros(self.m, self.k), torch.zeros(self.m))
         bias = bias if "bias" in self.wanted else None
         rows = None
         if self.batch:
-            generator = torch.Generator().manual_seed(seed)
-            orders = [torch.randperm(self.n, generator=generator).to(device) for _ in range(self.epochs)]
+            orders = shuffle.orders(seed, range(self.epochs), self.n, device)
             rows = [part for order in orders for part in order.split(self.batch)]
-        return Start(*(None if t is None else t.to(device) for t in (data.x, data.y, weight, bias)), rows)
+        return Start(*(None if t is None else t.to(device) for t in (data.x, data.y, weight, bias)), rows, seed)
 
     def widened(self, operands: Start) -> Start:
-        return Start(*(None if t is None else t.double() for t in operands[:4]), operands.rows)
+        return Start(*(None if t is None else t.double() for t in operands[:4]), operands.rows, operands.seed)
 
     def results(self, bind: Bind, operands: Start) -> Named:
         """Losses, and the parameters as one vector: the bias of standardised data is almost zero, an error relative to it noise."""
@@ -140,11 +144,14 @@ class RunCase:
         losses, *parameters = (as_tensor(t).detach() for t in call())
         return {"losses": losses, "parameters": torch.cat([p.reshape(-1) for p in parameters])}
 
-    def plan(self, operands: Start) -> gdcore.plan.Plan:
-        """Of one update."""
-        rows = slice(self.batch) if self.batch else slice(None)
-        weight, *bias = (t.clone().requires_grad_() for t in operands.parameters)
-        return gdcore.explain(operands.x[rows], weight, operands.y[rows], *bias).plan
+    def plan(self, operands: Start) -> RunPlan:
+        """Of the whole run."""
+        device = operands.x.device
+        backend = backend_for(device)
+        spec = Spec(
+            self.n, self.k, self.m, self.dtype, self.updates, self.lr, batch_size=self.batch, intercept="bias" in self.wanted
+        )  # fmt: skip
+        return plan_run(spec, devices.describe(device, interpreted=backend == "triton"), backend)
 
     def score(self, found: Named) -> float:
         """The metric of a run's final parameters."""

@@ -12,7 +12,23 @@ import gdcore
 from gdcore.backends import reference
 
 from . import jax_peers
-from .peers import COMPILED, FUSED, GRAPH, JAX, OURS, SKLEARN, STOCK, Bind, Call, LeftOut, Peer, on_cuda_only
+from .by_hand import mean_square, residual
+from .peers import (
+    COMPILED,
+    GRAM,
+    GRAPH,
+    JAX,
+    LIBRARY,
+    OURS,
+    SKLEARN,
+    STEPS,
+    STOCK,
+    Bind,
+    Call,
+    LeftOut,
+    Peer,
+    on_cuda_only,
+)
 
 if TYPE_CHECKING:
     from .run_cases import RunCase, Start
@@ -58,19 +74,71 @@ def _stock(case: RunCase, device: torch.device) -> Bind:
     return lesson_loop(case, reference.linear_mse)
 
 
+def _by_hand(case: RunCase, device: torch.device) -> Bind:
+    """The loop without autograd: the residual in one call, each gradient in another, updates in place."""
+
+    lr = case.lr
+
+    def bind(start: Start) -> Call:
+        def train() -> Trained:
+            w, *bias = (t.clone() for t in start.parameters)
+            losses = []
+            for x, y in batches(start, case.updates):
+                e = residual(x, w, y, bias[0] if bias else None)
+                losses.append(mean_square(e))
+                w.sub_(torch.mm(e.t(), x), alpha=lr * 2 / e.numel())
+                for b in bias:
+                    b.sub_(e.sum(0), alpha=lr * 2 / e.numel())
+            return torch.stack(losses), w, *bias
+
+        return train
+
+    return bind
+
+
+def _steps(case: RunCase, device: torch.device) -> Bind:
+    """A loop over gdcore.linear_mse_sgd_, one call an update."""
+
+    lr = case.lr
+
+    def bind(start: Start) -> Call:
+        def train() -> Trained:
+            w, *bias = (t.clone() for t in start.parameters)
+            losses = [gdcore.linear_mse_sgd_(x, w, y, *bias, lr=lr) for x, y in batches(start, case.updates)]
+            return torch.stack(losses), w, *bias
+
+        return train
+
+    return bind
+
+
+def fitted(case: RunCase, method: str) -> Bind:
+    """The run in one call of gdcore.fit. It draws the order of the rows itself; everyone else is given it."""
+
+    def bind(start: Start) -> Call:
+        coef, *bias = start.weight.t().contiguous(), *([] if start.bias is None else [start.bias])
+        init = (coef, *bias) if bias else coef
+
+        def train() -> Trained:
+            found = gdcore.fit(
+                start.x, start.y, lr=case.lr, steps=case.updates, batch_size=case.batch, init=init, intercept=bool(bias),
+                seed=start.seed, method=method,
+            )  # fmt: skip
+            return found.losses, found.coef.t(), *([found.intercept] if bias else [])
+
+        return train
+
+    return bind
+
+
 def _ours(case: RunCase, device: torch.device) -> Bind:
-    return lesson_loop(case, gdcore.linear_mse)
+    return fitted(case, "auto")
 
 
-def _fused(case: RunCase, device: torch.device) -> Bind:
-    """gdcore's own code even where it would leave so small a shape to stock."""
-    backend = "triton" if device.type == "cuda" else "cpu"
-
-    def loss(*operands: Tensor) -> Tensor:
-        with gdcore.use_backend(backend):
-            return gdcore.linear_mse(*operands)
-
-    return lesson_loop(case, loss)
+def _gram(case: RunCase, device: torch.device) -> Bind:
+    if case.batch:
+        raise LeftOut("sums of products are for full batches")
+    return fitted(case, "gram")
 
 
 def one_update(lr: float) -> Callable:
@@ -163,6 +231,7 @@ def _sklearn(case: RunCase, device: torch.device) -> Bind:
 PEERS = (
     Peer(STOCK, "the lesson's loop: F.mse_loss(F.linear(x, w, b), y).backward(), w.sub_(lr * w.grad)", _stock),
     Peer(COMPILED, "a loop around one compiled update, torch.func.grad_and_value and sub_", _compiled),
+    Peer(LIBRARY, "the loop without autograd: addmm for the residual, mm and sub_", _by_hand),
     Peer(GRAPH, "a loop around one update as a CUDA graph", _graph),
     Peer(JAX, "jax.jit of the whole run, lax.scan over updates", jax_peers.run),
     Peer(
@@ -171,6 +240,7 @@ PEERS = (
         _sklearn,
         comparable=False,
     ),
-    Peer(FUSED, "the loop with gdcore.linear_mse, its fused path asked for by name", _fused),
-    Peer(OURS, "the loop with gdcore.linear_mse: one line differs from the lesson's", _ours),
+    Peer(STEPS, "the loop with gdcore.linear_mse_sgd_: loss, gradient and update in one call", _steps),
+    Peer(GRAM, "gdcore.fit(method='gram'): one pass over the data, then steps on sums of products in float64", _gram),
+    Peer(OURS, "gdcore.fit: the whole run in one call", _ours),
 )

@@ -9,7 +9,7 @@ from .peers import (
     FOLDED,
     FOREACH,
     FUNCTIONAL,
-    FUSED,
+    GRAM,
     GRAPH,
     GRAPHED_COMPILED,
     JAX,
@@ -17,6 +17,7 @@ from .peers import (
     LOOP,
     OURS,
     SKLEARN,
+    STEPS,
     STOCK,
     STOCK_FUSED,
     TUNED,
@@ -26,7 +27,7 @@ from .words import duration, label, size, times
 PEERS = {
     "linear_mse": (STOCK, COMPILED, TUNED, GRAPHED_COMPILED, FUNCTIONAL, LIBRARY, FOLDED, GRAPH, JAX, OURS),
     "sgd": (LOOP, FOREACH, STOCK_FUSED, COMPILED, OURS),
-    "run": (STOCK, COMPILED, GRAPH, JAX, SKLEARN, FUSED, OURS),
+    "run": (STOCK, COMPILED, LIBRARY, GRAPH, JAX, SKLEARN, STEPS, GRAM, OURS),
 }
 TITLES = {
     "linear_mse": "Loss, gradients, training steps",

@@ -7,7 +7,7 @@ from .peers import (
     FOLDED,
     FOREACH,
     FUNCTIONAL,
-    FUSED,
+    GRAM,
     GRAPH,
     GRAPHED_COMPILED,
     JAX,
@@ -15,6 +15,7 @@ from .peers import (
     LOOP,
     OURS,
     SKLEARN,
+    STEPS,
     STOCK,
     STOCK_FUSED,
     TUNED,
@@ -34,7 +35,8 @@ TITLES = {
     FOREACH: "foreach",
     STOCK_FUSED: "fused",
     SKLEARN: "scikit-learn",
-    FUSED: "gdcore, fused path",
+    STEPS: "gdcore, step by step",
+    GRAM: "gdcore, gram",
     OURS: "gdcore",
 }
 GRADIENTS = {"weight": "dW", "input": "dX", "bias": "db"}

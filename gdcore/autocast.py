@@ -35,6 +35,15 @@ def _cast(tensor: Any, dtype: torch.dtype) -> Any:
     return tensor.to(dtype) if eligible else tensor
 
 
+def off_everywhere() -> contextlib.AbstractContextManager:
+    """A context without autocast on any device."""
+    stack = contextlib.ExitStack()
+    for kind in _KINDS:
+        if torch.is_autocast_enabled(kind):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+    return stack
+
+
 def off(tensor: Tensor) -> contextlib.AbstractContextManager:
     """A context without autocast on the tensor's device."""
     return torch.autocast(tensor.device.type, enabled=False) if is_on(tensor) else _NOTHING_TO_DO

@@ -239,6 +239,32 @@ def _one_pass_family(k: int, m: int, contiguous: bool) -> tuple[str | None, str]
     return None, ""
 
 
+LAST_PROGRAM_BYTES = (
+    256 << 10
+)  # of partial sums that one multiprocessor reads in about the time of a second launch, 2.4 µs
+
+
+def updated_by_last_program(plan: Plan) -> bool:
+    """Whether a one-pass step is a single launch: the partial sums are few enough for its last program to add."""
+    numbers = plan.programs * (1 + plan.m + plan.m * plan.k)
+    return numbers * accumulator_dtype(plan.dtype).itemsize <= LAST_PROGRAM_BYTES
+
+
+def update_in_words(plan: Plan) -> str:
+    """Where `linear_mse_sgd_` makes its update on this plan's path."""
+    if plan.path.startswith("one_pass"):
+        if updated_by_last_program(plan):
+            return "in one launch: the last program adds the partial sums and updates"
+        return "in two launches: the second adds the partial sums and updates"
+    if plan.path == "tiled":
+        if plan.split == 1:
+            return "in the epilogue of the product that makes the gradient"
+        return "by the launch that adds the parts of the gradient"
+    if plan.path == "library":
+        return "in the library's product, W - lr c EᵀX, or behind it where there is momentum or the rate is a tensor"
+    return "by the tensor, once the gradient is complete"
+
+
 def _with_cost(plan: Plan, target_dtype: torch.dtype, wanted: Wanted, reduction: str, has_bias: bool) -> Plan:
     """Bytes and FLOPs of forward and backward, each operand counted once per pass over it."""
     n, k, m = plan.n, plan.k, plan.m

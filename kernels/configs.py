@@ -233,6 +233,25 @@ def default_split(n: int, k: int, m: int, config: Config, multiprocessors: int) 
     return max(1, min(2 * multiprocessors // tiles, steps // MIN_STEPS_PER_PART))
 
 
+# Numbers of a tile that a thread may hold in the epilogue that steps: weight, momentum and their addresses come on top.
+# tf32 has its operands pass through registers.
+EPILOGUE_NUMBERS = {"float64": 32, "float32": 64, "tf32": 32, "half": 64}
+
+
+def epilogue_config(config: Config, dtype: torch.dtype, input_precision: str) -> Config:
+    """The configuration of a product of the weight's gradient, with its tile small enough for an update in the epilogue."""
+    kind = "half" if dtype.itemsize == 2 else "float64" if dtype.itemsize == 8 else "tf32"
+    if kind == "tf32" and input_precision != "tf32":
+        kind = "float32"
+    block_k, block_m = config.block_k, config.block_m
+    while block_k * block_m > EPILOGUE_NUMBERS[kind] * 32 * config.num_warps:
+        if block_k >= block_m:
+            block_k //= 2
+        else:
+            block_m //= 2
+    return Config(config.block_n, block_k, block_m, config.num_warps, config.num_stages)
+
+
 def elementwise_tile(columns: int) -> tuple[int, int]:
     """(BLOCK_N, BLOCK_M) of an elementwise kernel: as wide as a row, up to ELEMENTWISE_TILE numbers in all."""
     block_m = min(1 << (columns - 1).bit_length(), ELEMENTWISE_TILE)

@@ -15,6 +15,7 @@ are read without masks (a mask would break the vectors); the last, partial one i
 """
 
 import math
+from typing import Any
 
 import torch
 import triton
@@ -204,6 +205,55 @@ def vector_for(count: int, element_size: int) -> int:
     return math.gcd(count, VECTOR_BYTES // element_size)
 
 
+def rows_arguments(
+    input: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    sums: Tensor,  # (programs, LENGTH), written
+    *,
+    config: Config,
+    loss_scale: float,
+    grad_scale: float,
+    want_grads: bool,
+    input_precision: str = "ieee",
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What the kernel is launched with: its run-time arguments in order, the others by name."""
+    n_rows, k = input.shape
+    m = weight.shape[0]
+    rows, vector_x = rows_group(k, input.element_size())
+    return (
+        input,
+        weight,
+        target,
+        input if bias is None else bias,
+        input if residual is None else residual,
+        sums,
+        n_rows,
+        weight.stride(0),
+        weight.stride(1),
+        0 if bias is None else bias.stride(0),
+        loss_scale,
+        grad_scale,
+    ), {
+        "K": k,
+        "M": m,
+        "ROWS": rows,
+        "LANES": config.block_n,
+        "VECTOR_X": vector_x,
+        "VECTOR_Y": vector_for(rows * m, target.element_size()),
+        "VECTOR_E": 1 if residual is None else vector_for(rows * m, residual.element_size()),
+        "HAS_BIAS": bias is not None,
+        "WANT_GRADS": want_grads,
+        "STORE_RESIDUAL": residual is not None,
+        "SUMS_AT_ONCE": SUMS_AT_ONCE,
+        "num_warps": config.num_warps,
+        "num_stages": config.num_stages,
+        "enable_fp_fusion": True,
+    }
+
+
 def one_pass_rows(
     input: Tensor,  # (N, K), contiguous
     weight: Tensor,  # (M, K)
@@ -242,39 +292,23 @@ def one_pass_rows(
     Tensor, shape (1 + M + M K,), or (1,) without gradients
         [loss, grad_bias, grad_weight], float32 (float64 for float64). Bitwise reproducible for one `programs`.
     """
-    n_rows, k = input.shape
-    m = weight.shape[0]
-    rows, vector_x = rows_group(k, input.element_size())
+    m, k = weight.shape
     length = 1 + m + m * k if want_grads else 1
     shape = length if programs == 1 else (programs, length)
     sums = torch.empty(shape, dtype=accumulator_dtype(input.dtype), device=input.device)
-    # A persistent grid: program p takes tiles p, p + programs, ...
-    one_pass_rows_kernel[(programs,)](
+    arguments, options = rows_arguments(
         input,
         weight,
         target,
-        input if bias is None else bias,
-        input if residual is None else residual,
+        bias,
+        residual,
         sums,
-        n_rows,
-        weight.stride(0),
-        weight.stride(1),
-        0 if bias is None else bias.stride(0),
-        loss_scale,
-        grad_scale,
-        K=k,
-        M=m,
-        ROWS=rows,
-        LANES=config.block_n,
-        VECTOR_X=vector_x,
-        VECTOR_Y=vector_for(rows * m, target.element_size()),
-        VECTOR_E=1 if residual is None else vector_for(rows * m, residual.element_size()),
-        HAS_BIAS=bias is not None,
-        WANT_GRADS=want_grads,
-        STORE_RESIDUAL=residual is not None,
-        SUMS_AT_ONCE=SUMS_AT_ONCE,
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-        enable_fp_fusion=True,
+        config=config,
+        loss_scale=loss_scale,
+        grad_scale=grad_scale,
+        want_grads=want_grads,
+        input_precision=input_precision,
     )
+    # A persistent grid: program p takes tiles p, p + programs, ...
+    one_pass_rows_kernel[(programs,)](*arguments, **options)
     return sums if programs == 1 else add_rows(sums)

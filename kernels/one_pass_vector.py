@@ -13,6 +13,7 @@ takes tiles p, p + programs, ... Whole tiles are read without a mask over rows, 
 """
 
 import math
+from typing import Any
 
 import torch
 import triton
@@ -191,6 +192,62 @@ def stride_units(input: Tensor) -> tuple[int, int]:
     return input.shape[1] if stride_n == input.shape[1] else math.gcd(stride_n, 16), math.gcd(stride_k, 16)
 
 
+def vector_arguments(
+    input: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    sums: Tensor,  # (programs, LENGTH), written
+    *,
+    config: Config,
+    loss_scale: float,
+    grad_scale: float,
+    want_grads: bool,
+    input_precision: str = "ieee",
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What the kernel is launched with: its run-time arguments in order, the others by name."""
+    n_rows, k = input.shape
+    m = weight.shape[0]
+    stride_xn, stride_xk = input.stride()
+    unit_xn, unit_xk = stride_units(input)
+    written = target if residual is None else residual
+    return (
+        input,
+        weight,
+        target,
+        input if bias is None else bias,
+        written,
+        sums,
+        n_rows,
+        stride_xn // unit_xn,
+        stride_xk // unit_xk,
+        weight.stride(0),
+        weight.stride(1),
+        target.stride(0),
+        target.stride(1),
+        0 if bias is None else bias.stride(0),
+        written.stride(0),
+        written.stride(1),
+        loss_scale,
+        grad_scale,
+    ), {
+        "K": k,
+        "M": m,
+        "UNIT_XN": unit_xn,
+        "UNIT_XK": unit_xk,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+        "HAS_BIAS": bias is not None,
+        "WANT_GRADS": want_grads,
+        "STORE_RESIDUAL": residual is not None,
+        "NUM_STAGES": config.num_stages,
+        "num_warps": config.num_warps,
+        "num_stages": config.num_stages,
+        "enable_fp_fusion": True,
+    }
+
+
 def one_pass_vector(
     input: Tensor,  # (N, K)
     weight: Tensor,  # (M, K)
@@ -229,46 +286,23 @@ def one_pass_vector(
     Tensor, shape (1 + M + M K,), or (1,) without gradients
         [loss, grad_bias, grad_weight], float32 (float64 for float64). Bitwise reproducible for one `programs`.
     """
-    n_rows, k = input.shape
-    m = weight.shape[0]
-    stride_xn, stride_xk = input.stride()
-    unit_xn, unit_xk = stride_units(input)
+    m, k = weight.shape
     length = 1 + m + m * k if want_grads else 1
     shape = length if programs == 1 else (programs, length)
     sums = torch.empty(shape, dtype=accumulator_dtype(input.dtype), device=input.device)
-    written = target if residual is None else residual
-    # A persistent grid: program p takes tiles p, p + programs, ...
-    one_pass_vector_kernel[(programs,)](
+    arguments, options = vector_arguments(
         input,
         weight,
         target,
-        input if bias is None else bias,
-        written,
+        bias,
+        residual,
         sums,
-        n_rows,
-        stride_xn // unit_xn,
-        stride_xk // unit_xk,
-        weight.stride(0),
-        weight.stride(1),
-        target.stride(0),
-        target.stride(1),
-        0 if bias is None else bias.stride(0),
-        written.stride(0),
-        written.stride(1),
-        loss_scale,
-        grad_scale,
-        K=k,
-        M=m,
-        UNIT_XN=unit_xn,
-        UNIT_XK=unit_xk,
-        BLOCK_N=config.block_n,
-        BLOCK_K=config.block_k,
-        HAS_BIAS=bias is not None,
-        WANT_GRADS=want_grads,
-        STORE_RESIDUAL=residual is not None,
-        NUM_STAGES=config.num_stages,
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-        enable_fp_fusion=True,
+        config=config,
+        loss_scale=loss_scale,
+        grad_scale=grad_scale,
+        want_grads=want_grads,
+        input_precision=input_precision,
     )
+    # A persistent grid: program p takes tiles p, p + programs, ...
+    one_pass_vector_kernel[(programs,)](*arguments, **options)
     return sums if programs == 1 else add_rows(sums)

@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import INTERPRET, TRITON_TYPES
+from .common import TRITON_TYPES, narrow
 from .configs import SGD_BLOCK, SGD_TAIL, SGD_WARPS
 from .stochastic import random_16_bits, round_stochastically
 
@@ -101,16 +101,6 @@ def load(pointers, mask, MASKED: tl.constexpr, DTYPE: tl.constexpr):
         values = tl.load(pointers, mask=mask, other=0.0)
     else:
         values = tl.load(pointers)
-    return values.to(DTYPE)
-
-
-@triton.jit
-def narrow(values, DTYPE: tl.constexpr):
-    """Rounded to the nearest number of DTYPE, which the interpreter does not do for bfloat16: it cuts."""
-    if INTERPRET and DTYPE.is_bf16():
-        bits = values.to(tl.float32).to(tl.int32, bitcast=True)
-        nearest = ((bits + 0x7FFF + ((bits >> 16) & 1)) & ~0xFFFF).to(tl.float32, bitcast=True)
-        values = tl.where(tl.abs(values) < float("inf"), nearest, values.to(tl.float32))
     return values.to(DTYPE)
 
 

@@ -13,7 +13,9 @@ from .one_pass_rows import SUMS_AT_ONCE, one_pass_rows_kernel, vector_for
 from .one_pass_vector import one_pass_vector_kernel
 from .reduce import add_rows_kernel, reduce_tile
 from .shipped_products import product_variants
+from .shipped_runs import run_variants
 from .shipped_sgd import sgd_variants
+from .shipped_step import step_variants
 
 SHORT = {torch.float64: "fp64", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
@@ -165,9 +167,9 @@ def reduce_variant(dtype: torch.dtype, columns: int) -> Variant:
 
 
 def variants(arch: int) -> list[Variant]:
-    """Everything that ships for an architecture: one-pass kernels, products, the optimizer's kernels."""
+    """Everything that ships for an architecture: one-pass kernels, products, the optimizer's kernels, whole steps."""
     one_pass = [rows_variant(arch, *shape) for shape in ROWS]
     one_pass += [tile_variant("vector", arch, *shape) for shape in VECTOR]
     one_pass += [tile_variant("dot", arch, dtype, k, 16, stored, precision) for dtype, k, stored, precision in DOT]
     one_pass += [reduce_variant(torch.float32, 4), reduce_variant(torch.float64, 4112)]
-    return one_pass + product_variants(arch) + sgd_variants()
+    return one_pass + product_variants(arch) + run_variants(arch) + sgd_variants() + step_variants(arch)

@@ -28,6 +28,9 @@ import gdcore.kernels.one_pass_rows, gdcore.kernels.sgd
 p = torch.ones(3, requires_grad=True)
 p.grad = torch.ones(3)
 gdcore.SGD([p], lr=0.1, momentum=0.9).step()
+gdcore.linear_mse_sgd_(torch.randn(9, 3), torch.zeros(2, 3), torch.randn(9, 2), lr=0.1)
+assert gdcore.fit(torch.randn(9, 2), torch.randn(9), lr=0.1, steps=3).losses.shape == (3,)
+import gdcore.kernels.run_resident
 assert resources.files("gdcore.bench").joinpath("data", "resnet50.json").is_file()
 print(gdcore.__file__)
 """

@@ -2,8 +2,11 @@
 
 forward(input, weight, target, bias, reduction, wanted, plan) -> Forward
 backward(grad_output, input, weight, target, forward, reduction, wanted, plan) -> (d_input, d_weight, d_target, d_bias)
+step(input, weight, target, bias, update, momentum_buffer, bias_momentum_buffer, plan) -> loss before the update
 
-on 2-D tensors: input (N, K), weight (M, K), target (N, M), bias (M,) or None.
+on 2-D tensors: input (N, K), weight (M, K), target (N, M), bias (M,) or None. `step` updates weight, bias and buffers in
+place, does not synchronise on CUDA and can be captured in a CUDA graph; it runs without grad mode, its plan is the mean's
+for gradients of weight and bias, and weight and bias may be of another dtype than the rest: a copy computes then.
 """
 
 import contextvars

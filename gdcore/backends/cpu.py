@@ -5,6 +5,7 @@ added to the worker's own gradient. Nothing of size N x M is made unless a later
 contiguous ranges of rows and their sums are added in order, so a run repeats bitwise for a given number of threads.
 """
 
+import functools
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import plan as planning
+from ..update import Update, apply_
 from . import Forward, Wanted
 
 _T = TypeVar("_T")
@@ -217,3 +219,85 @@ def backward(
     if part_bias is not None:
         grad_bias = part_bias.to(weight.dtype)
     return grad_input, grad_weight, grad_target, grad_bias
+
+
+def step(
+    input: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    update: Update,
+    momentum_buffer: Tensor | None,
+    bias_momentum_buffer: Tensor | None,
+    plan: planning.Plan,
+) -> Tensor:
+    """Loss before one update of weight and bias, in place: gradients from one read of the data, or a few plain calls."""
+    if plan.path == "stock" and weight.dtype is input.dtype and input.numel() + target.numel() <= SMALL_NUMBERS:
+        return small_step(input, weight, target, bias, *update, momentum_buffer, bias_momentum_buffer)
+    operand = weight if weight.dtype is input.dtype else weight.to(input.dtype)
+    offset = bias if bias is None or bias.dtype is input.dtype else bias.to(input.dtype)
+    wanted = Wanted(weight=True, bias=bias is not None)
+    loss, _, grad_weight, grad_bias = forward(input, operand, target, offset, "mean", wanted, plan)
+    apply_(update, weight, grad_weight, momentum_buffer)
+    if bias is not None:
+        apply_(update, bias, grad_bias, bias_momentum_buffer)
+    return loss
+
+
+SMALL_NUMBERS = 1 << 20  # of input and target: beyond, cache-sized blocks are faster than whole passes
+
+
+def small_step(
+    input: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+    momentum_buffer: Tensor | None,
+    bias_momentum_buffer: Tensor | None,
+) -> Tensor:
+    """The fewest calls that keep every digit, where the calls are all the cost; all tensors of one dtype."""
+    count = target.numel()
+    residual = torch.addmm(target if bias is None else target - bias, input, weight.t(), beta=-1)
+    flat = residual.view(-1)
+    squares = flat.dot(flat) if count <= _DOT_LENGTH else sum(part.dot(part) for part in flat.split(_DOT_LENGTH))
+    loss = squares.mul_(_as_tensor(1 / count, residual.dtype))
+    grad_weight = residual.t().mm(input)
+    scale = (-2 if maximize else 2) / count
+    if momentum or weight_decay:
+        update = Update(lr, momentum, dampening, weight_decay, nesterov, maximize)
+        grad_bias = None if bias is None else residual.sum(0)  # of weight and bias before either moves
+        _small_update_(update, weight, grad_weight, momentum_buffer, scale)
+        if bias is not None:
+            _small_update_(update, bias, grad_bias, bias_momentum_buffer, scale)
+    else:
+        weight.sub_(grad_weight, alpha=lr * scale)
+        if bias is not None:
+            bias.sub_(residual.sum(0), alpha=lr * scale)
+    return loss
+
+
+def _small_update_(update: Update, param: Tensor, grad: Tensor, momentum_buffer: Tensor | None, scale: float) -> None:
+    """`apply_` by scale times the gradient, which has maximize's sign, in fewer calls. `grad` is used up."""
+    lr, mu, tau, decay, nesterov, _ = update
+    if nesterov:
+        apply_(update._replace(maximize=False), param, grad.mul_(scale), momentum_buffer)
+    elif momentum_buffer is not None:
+        momentum_buffer.mul_(_as_tensor(mu, param.dtype)).add_(grad, alpha=(1 - tau) * scale)
+        if decay:
+            momentum_buffer.add_(param, alpha=(1 - tau) * decay)
+        param.sub_(momentum_buffer, alpha=lr)
+    else:
+        param.sub_(grad.mul_(_as_tensor(scale, param.dtype)).add_(param, alpha=decay), alpha=lr)
+
+
+@functools.lru_cache(maxsize=64)
+def _as_tensor(number: float, dtype: torch.dtype) -> Tensor:
+    """PyTorch makes a tensor of every number that it multiplies by, which takes as long as a small product."""
+    with torch.inference_mode(False):
+        return torch.tensor(number, dtype=dtype, device="cpu")

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..plan import accumulator_dtype
+from ..update import Update, apply_
 from . import Forward, Wanted
 
 
@@ -40,6 +41,28 @@ def backward(grad_output, input, weight, target, saved: Forward, reduction: str,
         scaled.neg().to(target.dtype) if wanted.target else None,
         scaled.sum(0).to(weight.dtype) if wanted.bias else None,
     )
+
+
+def step(
+    input: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    update: Update,
+    momentum_buffer: Tensor | None,
+    bias_momentum_buffer: Tensor | None,
+    plan=None,
+) -> Tensor:
+    """Loss before one update of weight and bias, in place, from gradients in accumulator precision."""
+    operands = weight.to(input.dtype), None if bias is None else bias.to(input.dtype)
+    residual = _residual(input, operands[0], target, operands[1])
+    loss = residual.square().mean().to(torch.promote_types(input.dtype, target.dtype))
+    scaled = residual * (2 / max(target.numel(), 1))
+    grad_weight, grad_bias = scaled.t() @ input.to(scaled.dtype), scaled.sum(0)
+    apply_(update, weight, grad_weight, momentum_buffer)
+    if bias is not None:
+        apply_(update, bias, grad_bias, bias_momentum_buffer)
+    return loss
 
 
 def _residual(input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,7 +1,5 @@
 """The Triton kernels behind the backends' interface: which kernel runs is the plan's choice, how it is launched is kernels/'s."""
 
-import contextlib
-
 import torch
 from torch import Tensor
 
@@ -15,6 +13,10 @@ from ..kernels.one_pass_rows import one_pass_rows
 from ..kernels.one_pass_vector import one_pass_vector
 from ..plan import Plan, accumulator_dtype
 from . import Forward, Wanted
+from .common import in_dtype, on_device_of, wide_product
+from .triton_step import new_counter, step
+
+__all__ = ["backward", "forward", "new_counter", "step"]
 
 _ONE_PASS = {"one_pass_rows": one_pass_rows, "one_pass_vector": one_pass_vector, "one_pass_dot": one_pass_dot}
 
@@ -26,7 +28,7 @@ def forward(
     loss_dtype = torch.promote_types(input.dtype, target.dtype)
     residual = input.new_empty(n, m, dtype=loss_dtype) if plan.store_residual else None
     loss_scale = 1 / (n * m) if reduction == "mean" else 1.0
-    with _on(input):
+    with on_device_of(input):
         if plan.path in _ONE_PASS:
             sums = _ONE_PASS[plan.path](
                 input,
@@ -41,7 +43,7 @@ def forward(
                 residual=residual,
                 input_precision=plan.input_precision,
             )
-            loss = _to(sums[0], loss_dtype)
+            loss = in_dtype(sums[0], loss_dtype)
             if not (wanted.weight or wanted.bias):
                 return Forward(loss, residual)
             return Forward(
@@ -84,12 +86,12 @@ def backward(
     scale = 2 / (n * m) if reduction == "mean" else 2.0
     d_input = d_weight = d_target = d_bias = None
     if saved.grad_weight is not None:
-        d_weight = _to(saved.grad_weight * grad_output, weight.dtype)
+        d_weight = in_dtype(saved.grad_weight * grad_output, weight.dtype)
     if saved.grad_bias is not None:
-        d_bias = _to(saved.grad_bias * grad_output, weight.dtype)
+        d_bias = in_dtype(saved.grad_bias * grad_output, weight.dtype)
     missing_weight, missing_bias = wanted.weight and d_weight is None, wanted.bias and d_bias is None
     products = _library_gradients if plan.path == "library" else _tiled_gradients
-    with _on(input):
+    with on_device_of(input):
         if missing_weight or missing_bias or wanted.input:
             d_input, late_weight, late_bias = products(
                 grad_output, scale, input, weight, saved.residual, wanted.input, missing_weight, missing_bias, plan
@@ -143,28 +145,9 @@ def _library_gradients(grad_output, scale, input, weight, residual, want_input, 
         d_input = torch.empty(input.shape, dtype=input.dtype, device=input.device)
         rows = max(1, _CHUNK_BYTES // (wide.itemsize * plan.k))
         for out, e in zip(d_input.split(rows), residual.split(rows), strict=True):
-            torch.mul(_wide_product(e, weight, wide), upstream, out=out)
+            torch.mul(wide_product(e, weight, wide), upstream, out=out)
     if want_weight:
-        d_weight = _wide_product(residual.t(), input, wide).mul_(upstream).to(weight.dtype)
+        d_weight = wide_product(residual.t(), input, wide).mul_(upstream).to(weight.dtype)
     if want_bias:
         d_bias = residual.sum(0, dtype=wide).mul_(upstream).to(weight.dtype)
     return d_input, d_weight, d_bias
-
-
-def _wide_product(a: Tensor, b: Tensor, wide: torch.dtype) -> Tensor:
-    """a @ b in the accumulator's dtype: of half-precision operands it is never rounded to their type."""
-    if a.dtype is wide:
-        return a @ b
-    return torch.mm(a, b, out_dtype=wide) if a.is_cuda else a.to(wide) @ b.to(wide)
-
-
-def _to(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor in a dtype; asking first costs a tenth of what .to() costs where there is nothing to do."""
-    return tensor if tensor.dtype is dtype else tensor.to(dtype)
-
-
-def _on(tensor: Tensor) -> contextlib.AbstractContextManager:
-    """The tensor's device as the current one, where it is not: Triton launches on the current device."""
-    if tensor.is_cuda and tensor.device.index != torch.cuda.current_device():
-        return torch.cuda.device(tensor.device)
-    return contextlib.nullcontext()

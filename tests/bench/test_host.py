@@ -42,6 +42,9 @@ def test_every_size_and_stage_has_a_row():
         ("linear_mse 1,000 × 10 × 1 as a module, forward and backward", "2 kernels"),
         ("linear_mse 1,000 × 64 × 64 with dX, backward", "3 kernels"),
         ("linear_mse 1,000 × 64 × 64 with dX, forward and backward", "5 kernels"),
+        ("linear_mse_sgd_ 100 × 2 × 1", "1 kernel"),
+        ("linear_mse_sgd_ 1,000 × 10 × 1 with bias, momentum", "1 kernel"),
+        ("linear_mse_sgd_ 1,000 × 64 × 64", "4 kernels"),
         ("SGD, 1 tensor, momentum, gradients new", "1 kernel"),
     ],
 )

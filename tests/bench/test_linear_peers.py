@@ -104,6 +104,17 @@ def test_a_step_subtracts_the_learning_rate_times_the_gradient(name):
     torch.testing.assert_close(operands.bias.detach(), start[1] - case.lr * gradients["bias"])
 
 
+@pytest.mark.parametrize("wanted", [("weight",), ("weight", "bias")], ids=str)
+def test_gdcores_step_is_one_call_that_records_nothing(wanted, monkeypatch):
+    calls, real = [], linear_peers.gdcore.linear_mse_sgd_
+    monkeypatch.setattr(linear_peers.gdcore, "linear_mse_sgd_", lambda *a, **k: calls.append(a) or real(*a, **k))
+    case = Case("D", 50, 3, 2, op="step", wanted=wanted)
+    operands = case.draw(CPU, 0)
+    found = PEERS[OURS].prepare(case, CPU)(operands)()
+    assert len(calls) == 1 and not found[0].requires_grad and len(found) == 1 + len(wanted)
+    assert all(t is getattr(operands, name) for t, name in zip(found[1:], wanted, strict=True))
+
+
 def drifting(case, device):
     """Right the first time."""
     calls = []

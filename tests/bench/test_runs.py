@@ -1,5 +1,6 @@
 """Whole training runs: published losses, the same batches for everyone, what is wrong noticed."""
 
+import dataclasses
 import math
 import sys
 
@@ -7,12 +8,11 @@ import pytest
 import torch
 
 import gdcore
-from gdcore.backends import reference
 from gdcore.bench import measure, parity, run_cases, run_peers
 from gdcore.bench.ceilings import Ceilings
 from gdcore.bench.datasets import DATASETS
 from gdcore.bench.measure import Setting, measure_case
-from gdcore.bench.peers import COMPILED, FUSED, GRAPH, JAX, NAMES, OURS, SKLEARN, STOCK, LeftOut
+from gdcore.bench.peers import COMPILED, GRAM, GRAPH, JAX, LIBRARY, NAMES, OURS, SKLEARN, STEPS, STOCK, LeftOut
 from gdcore.bench.run_cases import RunCase
 
 CPU = torch.device("cpu")
@@ -36,7 +36,7 @@ def found_by(name: str, case: RunCase) -> dict:
     return case.results(PEERS[name].prepare(case, CPU), case.draw(CPU, 0))
 
 
-@pytest.mark.parametrize("name", [STOCK, COMPILED, FUSED, OURS])
+@pytest.mark.parametrize("name", [STOCK, COMPILED, LIBRARY, STEPS, GRAM, OURS])
 def test_the_thermometer_s_published_losses(name, not_compiled):
     case = RunCase("thermometer", 100)
     found = found_by(name, case)
@@ -80,16 +80,20 @@ def test_a_run_as_short_as_one_update_is_compared_too():
     ids=lambda case: case.name,
 )
 def test_everyone_trains_alike(case, not_compiled):
-    row = measure_case(case, Setting(CPU, 0, SETTING.ceilings, only=(COMPILED, FUSED, SKLEARN, JAX, GRAPH)))
+    row = measure_case(
+        case, Setting(CPU, 0, SETTING.ceilings, only=(COMPILED, LIBRARY, STEPS, GRAM, SKLEARN, JAX, GRAPH))
+    )
     assert row["failed"] is None and row["problems"] == [] and row["column"] == "wall"
-    assert list(row["peers"]) == [STOCK, COMPILED, GRAPH, JAX, SKLEARN, FUSED, OURS] and set(row["peers"]) <= set(NAMES)
-    for name in (COMPILED, FUSED, OURS):
+    assert list(row["peers"]) == [STOCK, COMPILED, LIBRARY, GRAPH, JAX, SKLEARN, STEPS, GRAM, OURS]
+    assert set(row["peers"]) <= set(NAMES)
+    for name in (COMPILED, LIBRARY, STEPS, OURS, *(() if case.batch else (GRAM,))):
         entry = row["peers"][name]
         assert set(entry["parity"]["errors"]) == {"losses", "parameters"} and "times" in entry, name
         assert entry["score"] == pytest.approx(row["peers"][STOCK]["score"], abs=1e-3)
     assert "CUDA" in row["peers"][GRAPH]["left_out"]
     assert row["updates"] == len(case.draw(CPU, 0).rows or range(case.epochs))
-    assert row["best"]["wall"]["baseline"] != SKLEARN
+    assert row["best"]["wall"]["baseline"] not in (SKLEARN, STEPS, GRAM), "another algorithm, and gdcore in other ways"
+    assert ("left_out" in row["peers"][GRAM]) == bool(case.batch)
 
 
 def test_training_reaches_what_the_data_allow():
@@ -113,26 +117,35 @@ def test_a_bias_that_is_next_to_nothing_is_judged_by_the_parameters_size():
     assert not parity.judge("run", stock | {"parameters": shifted}, truth, stock)["passed"]
 
 
-def test_a_wrong_function_is_noticed(monkeypatch):
-    monkeypatch.setattr(gdcore, "linear_mse", lambda x, w, y, b: 1.01 * reference.linear_mse(x, w, y, b))
+def test_a_wrong_run_is_noticed(monkeypatch):
+    real = gdcore.fit
+
+    def wrong(*data, **options):
+        found = real(*data, **options)
+        return dataclasses.replace(found, losses=1.01 * found.losses)
+
+    monkeypatch.setattr(gdcore, "fit", wrong)
     row = measure_case(RunCase("diabetes", 20), SETTING)
     assert row["failed"].startswith("losses is off by") and "comparisons" not in row
 
 
-def test_gdcore_is_called_once_an_update(monkeypatch):
+def test_step_by_step_gdcore_is_called_once_an_update(monkeypatch):
     rows = []
-    monkeypatch.setattr(gdcore, "linear_mse", lambda x, *rest: rows.append(len(x)) or reference.linear_mse(x, *rest))
+    real = gdcore.linear_mse_sgd_
+    monkeypatch.setattr(gdcore, "linear_mse_sgd_", lambda x, *rest, **lr: rows.append(len(x)) or real(x, *rest, **lr))
     case = RunCase("digits", 2, batch=500)
-    PEERS[OURS].prepare(case, CPU)(case.draw(CPU, 0))()
+    PEERS[STEPS].prepare(case, CPU)(case.draw(CPU, 0))()
     assert rows == [500, 500, 437] * 2 and len(rows) == case.updates
 
 
-def test_the_fused_path_is_asked_for_by_name(monkeypatch):
+@pytest.mark.parametrize(("name", "method"), [(OURS, "auto"), (GRAM, "gram")])
+def test_a_whole_run_is_one_call(name, method, monkeypatch):
     asked = []
-    real = gdcore.use_backend
-    monkeypatch.setattr(gdcore, "use_backend", lambda name: asked.append(name) or real(name))
-    found_by(FUSED, RunCase("lesson", 2))
-    assert set(asked) == {"cpu"} and len(asked) == 4
+    real = gdcore.fit
+    monkeypatch.setattr(gdcore, "fit", lambda *data, **options: asked.append(options) or real(*data, **options))
+    call = PEERS[name].prepare(RunCase("thermometer", 9), CPU)(RunCase("thermometer", 9).draw(CPU, 0))
+    call()
+    assert len(asked) == 1 and asked[0]["method"] == method and asked[0]["steps"] == 9 and asked[0]["intercept"] is True
 
 
 def test_batches_are_a_new_order_every_epoch_and_the_same_for_everyone():
@@ -216,10 +229,11 @@ def test_hand_counts_of_bytes_and_flops(case, numbers, flops):
     assert case.minimal_bytes == 4 * numbers and case.flops == flops
 
 
-def test_a_plan_is_of_one_update():
-    full, batched = (case.plan(case.draw(CPU, 0)) for case in (RunCase("digits", 1), RunCase("digits", 1, batch=64)))
-    assert (full.n, batched.n) == (1437, 64) and full.k == batched.k == 64
-    assert full.flops >= 4 * 1437 * 640
+def test_a_plan_is_of_the_whole_run():
+    full, batched = (case.plan(case.draw(CPU, 0)) for case in (RunCase("digits", 3), RunCase("digits", 3, batch=64)))
+    assert full.path == batched.path == "resident" and (full.spec.steps, batched.spec.steps) == (3, 69)
+    assert full.flops == 3 * 4 * 1437 * 640 and full.bytes_read == 4 * 1437 * 74
+    assert batched.flops == 69 * 4 * 64 * 640 and batched.spec.batch_size == 64
 
 
 def test_profiles_train_on_all_data():

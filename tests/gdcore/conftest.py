@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 import gdcore
 from gdcore import plan
@@ -22,3 +23,12 @@ def backend(request, every_shape_fused):
         pytest.skip("the tensors are on a GPU")
     with gdcore.use_backend(request.param):
         yield request.param
+
+
+@pytest.fixture
+def one_thread():
+    """Small products on one thread: those that wait for a second one wait long on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

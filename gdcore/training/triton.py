@@ -1,0 +1,106 @@
+"""Whole runs in one launch, or few: kernels that keep data and parameters on the chip; a CUDA graph where there is none."""
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from ..backends.triton import new_counter
+from ..kernels.run_batches import run_batches
+from ..kernels.run_grid import run_grid
+from ..kernels.run_resident import run_resident
+from . import shuffle
+from .engine import Engine
+from .plan import RunPlan
+from .spec import Spec
+from .steps import StepRun
+
+_LAUNCH_STEPS = 100_000  # of one launch: a tenth of a second or so, after which Ctrl-C is heard
+_ORDER_NUMBERS = 1 << 24  # row numbers drawn at a time
+
+
+class ChipRun(Engine):
+    """Launches that take many steps each. A launch reads one copy of the parameters and momentum and writes the other."""
+
+    chunk = _LAUNCH_STEPS
+
+    def __init__(self, spec: Spec, start: Tensor, x: Tensor, y: Tensor, plan: RunPlan) -> None:
+        super().__init__(spec, start)
+        self.x, self.y, self.plan = x, y, plan
+        self.spare = start.new_empty(2, *start.shape)
+        self.states = {0: torch.stack([start, torch.zeros_like(start)])}  # by step: parameters and momentum, (2, R, M)
+        if spec.batch_size:
+            self.units = shuffle.batches(spec.seed, spec.n, spec.batch_size, spec.steps, _ORDER_NUMBERS, x.device)
+            self.order, self.order_steps, self.order_used = None, 0, 0
+
+    def advance(self, count: int) -> None:
+        spec, first = self.spec, self.done
+        if spec.batch_size:
+            if self.order_used == self.order_steps:
+                self.order, sizes = next(self.units)
+                self.order_steps, self.order_used = len(sizes), 0
+            count = min(count, self.order_steps - self.order_used)
+        options = {
+            "steps": count,
+            "lr": spec.lr,
+            "momentum": spec.momentum,
+            "weight_decay": spec.weight_decay,
+            "intercept": spec.intercept,
+            "config": self.plan.config,
+        }
+        before, after = self.states[first], self.spare
+        self.states = {first: before, first + count: after}
+        losses = self.losses[first : first + count]
+        trajectory = self._places[first : first + count] if spec.record else None
+        if spec.batch_size:
+            # A part of an epoch is an epoch of fewer rows to the kernel: its batches end where the part does.
+            run_batches(
+                self.x[: len(self.order)], self.y, self.order, before, after, losses, trajectory,
+                first_step=self.order_used, batch_size=spec.batch_size, **options,
+            )  # fmt: skip
+            self.order_used += count
+        elif self.plan.method == "grid":
+            run_grid(self.x, self.y, before, after, losses, trajectory, programs=self.plan.programs, **options)
+        else:
+            run_resident(self.x, self.y, before, after, losses, trajectory, **options)
+        if spec.record:
+            self._places[first + count] = after[0]
+        self.done = first + count
+        self.spare = before
+
+    def parameters_at(self, step: int) -> Tensor:
+        return self.states[step][0]
+
+
+class GraphRun(StepRun):
+    """Full-batch steps of one fused launch each, a chunk of them captured once and replayed."""
+
+    chunk = 31  # odd: chunks in turn leave their parameters in either of two places
+
+    def __init__(self, spec: Spec, start: Tensor, x: Tensor, y: Tensor, backend: str) -> None:
+        super().__init__(spec, start, itertools.repeat((x, y)), backend)
+        self.data, self.graph = (x, y), None
+        self.options = {
+            "counter": new_counter(start.device)
+        }  # one for all steps, or each would have to be given a fresh one
+        self.chunk_losses = torch.empty(self.chunk, dtype=start.dtype, device=start.device)
+
+    def advance(self, count: int) -> None:
+        if (
+            count < self.chunk or self.spec.record or self.done == 0
+        ):  # the first chunk warms up what a capture may not do
+            super().advance(count)
+            return
+        if self.graph is None:
+            self.graph = self.captured()
+        self.graph.replay()
+        self.losses[self.done : self.done + count] = self.chunk_losses
+        self.keep(self.done + count)
+
+    def captured(self) -> torch.cuda.CUDAGraph:
+        """A chunk of steps. Capturing computes nothing."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for i in range(self.chunk):
+                self.chunk_losses[i] = self.step(*self.data)
+        return graph

@@ -1,0 +1,191 @@
+"""One SGD update of weight and bias from gradients that are never stored: they come as partial sums, and leave as an update.
+
+    g ← Σᵢ partials[i] + λ w
+    v ← μ v + (1 − τ) g
+    w ← w − lr (g + μ v if nesterov, else v, else g)        without momentum there is no v
+
+For each number of the weight: the partial sums in, w (and v) in and out; about 8 FLOPs. All is computed in the
+accumulator's dtype and rounded once, when w and v are stored. A gradient to ascend comes with its sign changed.
+
+This file has the update as a device function, and the second launch behind a one-pass kernel whose partial sums are too
+many for one program: as reduce.py adds them, a program for each block of columns, and then steps what belongs to those.
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .common import narrow
+from .reduce import reduce_tile
+
+
+@triton.jit
+def numbers_of(lr_ptr, lr, mu, undamped, decay, nesterov, DTYPE: tl.constexpr):
+    """The hyperparameters in the accumulator's dtype, as update_at takes them; lr_ptr is None where lr is a number."""
+    if lr_ptr is not None:
+        rate = tl.load(lr_ptr).to(DTYPE)
+    else:
+        rate = tl.full((), lr, DTYPE)  # not a cast, which of the interpreter's Python floats makes float32 first
+    return rate, tl.full((), mu, DTYPE), tl.full((), undamped, DTYPE), tl.full((), decay, DTYPE), nesterov
+
+
+@triton.jit
+def update_at(
+    param_ptr,
+    momentum_ptr,  # None without momentum
+    offsets,  # in both
+    grad,  # in the accumulator's dtype
+    mask,
+    numbers,  # of numbers_of
+):
+    """Load, step and store the numbers at these offsets."""
+    lr, mu, undamped, decay, nesterov = numbers
+    w = tl.load(param_ptr + offsets, mask=mask, other=0.0).to(grad.dtype)
+    g = tl.where(decay != 0, grad + decay * w, grad)  # not 0 * w, which of an infinite w is NaN
+    if momentum_ptr is not None:
+        v = mu * tl.load(momentum_ptr + offsets, mask=mask, other=0.0).to(grad.dtype) + undamped * g
+        tl.store(momentum_ptr + offsets, narrow(v, momentum_ptr.dtype.element_ty), mask=mask)
+        g = tl.where(nesterov != 0, g + mu * v, v)
+    tl.store(param_ptr + offsets, narrow(w - lr * g, param_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def add_and_step(
+    partials_ptr,  # (n_partials, 1 + M + M K): loss, bias gradient, weight gradient
+    n_partials,
+    first,  # column
+    loss_ptr,  # ()
+    weight_ptr,  # (M, K)
+    bias_ptr,  # (M,), None without bias
+    momentum_ptr,  # (M, K), of weight's strides, or None
+    bias_momentum_ptr,  # (M,), of bias's stride, or None
+    stride_wm,
+    stride_wk,
+    stride_b,
+    K,
+    M,
+    numbers,
+    DTYPE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """Add BLOCK_M columns of the partial sums over all programs, in a fixed order, and step what they are gradients of."""
+    length = 1 + M + M * K
+    columns = first + tl.arange(0, BLOCK_M)
+    rows = tl.arange(0, BLOCK_N)
+    offsets = rows[:, None].to(tl.int64) * length + columns[None, :]
+    total = tl.zeros((BLOCK_N, BLOCK_M), dtype=DTYPE)
+    for start in range(0, n_partials, BLOCK_N):
+        mask = (rows < n_partials - start)[:, None] & (columns < length)[None, :]
+        partial_ptrs = partials_ptr + tl.cast(start, tl.int64) * length + offsets
+        total += tl.load(partial_ptrs, mask=mask, other=0.0, cache_modifier=".cg")
+    sums = tl.sum(total, axis=0)
+    tl.store(loss_ptr + columns * 0, narrow(sums, loss_ptr.dtype.element_ty), mask=columns == 0)
+    outputs = (columns - 1).to(tl.int64)
+    if bias_ptr is not None:
+        mask_bias = (outputs >= 0) & (outputs < M)
+        update_at(bias_ptr, bias_momentum_ptr, outputs * stride_b, sums, mask_bias, numbers)
+    places = outputs - M
+    offsets_w = places // K * stride_wm + places % K * stride_wk
+    update_at(weight_ptr, momentum_ptr, offsets_w, sums, (places >= 0) & (columns < length), numbers)
+
+
+@triton.jit(do_not_specialize=["n_partials", "stride_wm", "stride_wk", "stride_b", "K", "M", "nesterov"])
+def add_rows_step_kernel(
+    partials_ptr,  # (n_partials, 1 + M + M K)
+    n_partials,
+    loss_ptr,
+    weight_ptr,
+    bias_ptr,
+    momentum_ptr,
+    bias_momentum_ptr,
+    lr_ptr,
+    stride_wm,
+    stride_wk,
+    stride_b,
+    K,
+    M,
+    lr: tl.float64,  # a float would arrive as float32, too narrow for float64 tensors
+    mu: tl.float64,
+    undamped: tl.float64,
+    decay: tl.float64,
+    nesterov,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    dtype: tl.constexpr = partials_ptr.dtype.element_ty
+    numbers = numbers_of(lr_ptr, lr, mu, undamped, decay, nesterov, dtype)
+    add_and_step(
+        partials_ptr, n_partials, tl.program_id(0) * BLOCK_M, loss_ptr, weight_ptr, bias_ptr, momentum_ptr,
+        bias_momentum_ptr, tl.cast(stride_wm, tl.int64), tl.cast(stride_wk, tl.int64), tl.cast(stride_b, tl.int64), K, M,
+        numbers, dtype, BLOCK_N, BLOCK_M,
+    )  # fmt: skip
+
+
+class Step(NamedTuple):
+    """What a launch updates in place, and how."""
+
+    weight: Tensor  # (M, K), any strides
+    bias: Tensor | None  # (M,)
+    momentum_buffer: Tensor | None  # (M, K), of weight's strides; None without momentum
+    bias_momentum_buffer: Tensor | None  # (M,), of bias's stride
+    lr: float | Tensor  # a tensor of one float32 or float64, read on the device
+    momentum: float = 0.0
+    dampening: float = 0.0
+    weight_decay: float = 0.0
+    nesterov: bool = False
+
+    def arguments(self) -> dict[str, Any]:
+        """What every kernel that steps takes, by name."""
+        from_device = isinstance(self.lr, Tensor)
+        return {
+            "momentum_ptr": self.momentum_buffer,
+            "bias_momentum_ptr": self.bias_momentum_buffer,
+            "lr_ptr": self.lr if from_device else None,
+            "lr": 0.0 if from_device else self.lr,
+            "mu": self.momentum,
+            "undamped": 1 - self.dampening,
+            "decay": self.weight_decay,
+            "nesterov": int(self.nesterov),
+        }
+
+
+def add_rows_step(
+    partials: Tensor,  # (rows, 1 + M + M K), contiguous
+    loss: Tensor,  # (), written
+    step: Step,
+) -> None:
+    """Sum a one-pass kernel's workspace over its rows: into the loss, and into an update of weight and bias.
+
+    Parameters
+    ----------
+    partials
+        float32 or float64: loss, gradient of the bias (also where there is none), gradient of the weight. Not modified.
+    loss
+        In any floating dtype.
+    step
+        Its tensors are written.
+    """
+    n_partials, length = partials.shape
+    m, k = step.weight.shape
+    block_n, block_m = reduce_tile(length)
+    # One program for each block of columns.
+    add_rows_step_kernel[(-(-length // block_m),)](
+        partials,
+        n_partials,
+        loss,
+        step.weight,
+        step.bias,
+        stride_wm=step.weight.stride(0),
+        stride_wk=step.weight.stride(1),
+        stride_b=0 if step.bias is None else step.bias.stride(0),
+        K=k,
+        M=m,
+        **step.arguments(),
+        BLOCK_N=block_n,
+        BLOCK_M=block_m,
+        num_warps=4,
+        enable_fp_fusion=True,
+    )
