@@ -1,6 +1,5 @@
 """One training step of a linear model in one call: forward, backward and SGD update, with no gradient in between."""
 
-
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function

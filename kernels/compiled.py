@@ -169,11 +169,14 @@ def compile_variant(variant: Variant, arch: int) -> Resources:
 
 def resources_or_error(arch: int, index: int) -> tuple[str, int, dict[str, Any]]:
     """Name, architecture and figures (or {"error": ...}) of one shipped variant; runs in a worker process."""
+    from .loops import predict_step
     from .shipped import variants
 
     variant = variants(arch)[index]
     try:
         figures = dataclasses.asdict(compile_variant(variant, arch))
+        if "steps" in variant.arguments:  # a kernel of a whole run
+            figures["predicted_step_seconds"] = predict_step(variant, arch)["predicted_seconds"]
     except Exception as error:  # a compiler may raise anything; the caller reports it beside the variants that compiled
         figures = {"error": f"{type(error).__name__}: {error}"}
     return variant.name, arch, figures
@@ -194,12 +197,12 @@ def compile_shipped(architectures: Iterable[int] = ARCHITECTURES) -> dict[str, d
 
 def document(found: dict[str, dict[str, dict[str, Any]]]) -> dict[str, Any]:
     """What resources.json holds: the figures that predict occupancy, and the compiler that they are true for."""
-    kept = ("registers", "shared_bytes", "programs_per_sm", "occupancy", "limited_by")
+    kept = ("registers", "shared_bytes", "programs_per_sm", "occupancy", "limited_by", "predicted_step_seconds")
     return {
         "triton": triton.__version__,
         "note": "Written by `python -m gdcore.kernels.compiled --write`. True for this version of Triton only.",
         "variants": {
-            name: {arch: {key: figures[key] for key in kept} for arch, figures in by_arch.items()}
+            name: {arch: {key: figures[key] for key in kept if key in figures} for arch, figures in by_arch.items()}
             for name, by_arch in found.items()
         },
     }

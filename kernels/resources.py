@@ -46,3 +46,18 @@ def nearest(
         return None
     name = min(near, key=near.__getitem__)
     return {"variant": name, **table()[name][str(architecture)]}
+
+
+@functools.cache
+def nearest_run(kind: str, architecture: int, dtype: torch.dtype, n: int, k: int, m: int) -> dict | None:
+    """The compiled variant nearest to a kernel of a whole run ("resident", "batches" or "grid"), with its name as "variant"."""
+    kinds = "(?:float16|bfloat16)" if dtype.itemsize == 2 else str(dtype).removeprefix("torch.")
+    near = {}
+    for name, made in table().items():
+        found = re.match(rf"run_{kind} {kinds} N=(\d+) K=(\d+) M=(\d+)", name)
+        if found and str(architecture) in made:
+            near[name] = sum(abs(math.log2(int(a) / b)) for a, b in zip(found.groups(), (n, k, m), strict=True))
+    if not near:
+        return None
+    name = min(near, key=near.__getitem__)
+    return {"variant": name, **table()[name][str(architecture)]}

@@ -26,6 +26,7 @@ WARPS = (1, 2, 4, 8, 16)
 BUDGET = {4: (220, 220, 130), 8: (176, 176, 126)}
 BUDGET_WHOLE = {4: (268, 268, 130), 8: (176, 176, 126)}  # one output and no masks: N is a power of two
 BUDGET_AHEAD = {4: (258, 276, 154), 8: (256, 256, 150)}  # with the next batch
+WIDE = 64  # beyond, a lane holds several vectors of a row, and the estimate would be a quarter too low
 MAX_BLOCK_N = 16384
 GRID_WARPS = (8, 16)  # fewer would leave registers of a multiprocessor unused
 GRID_ROWS = 256  # of a program, at least: less is not worth a multiprocessor more at the barrier
@@ -53,8 +54,10 @@ def registers(block_n: int, k: int, m: int, dtype: torch.dtype, num_warps: int, 
     params = m * (3 * vector + 2)
     if ahead:
         targets = max(1, block_n // (32 * num_warps))
-        return BASE + size * (rows * (2 * vector + m + 1) + params + 2 * m * targets) + 2 * rows
-    return BASE + size * (rows * (vector + 2 * m + 1) + params)
+        count = BASE + size * (rows * (2 * vector + m + 1) + params + 2 * m * targets) + 2 * rows
+    else:
+        count = BASE + size * (rows * (vector + 2 * m + 1) + params)
+    return count * 5 // 4 if k > WIDE else count
 
 
 def one_program(n: int, k: int, m: int, dtype: torch.dtype, ahead: bool) -> Config | None:

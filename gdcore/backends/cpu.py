@@ -270,11 +270,10 @@ def small_step(
     grad_weight = residual.t().mm(input)
     scale = (-2 if maximize else 2) / count
     if momentum or weight_decay:
-        update = Update(lr, momentum, dampening, weight_decay, nesterov, maximize)
-        grad_bias = None if bias is None else residual.sum(0)  # of weight and bias before either moves
-        _small_update_(update, weight, grad_weight, momentum_buffer, scale)
+        options = (lr, momentum, dampening, weight_decay, nesterov)
+        _small_update_(weight, grad_weight, momentum_buffer, scale, *options)
         if bias is not None:
-            _small_update_(update, bias, grad_bias, bias_momentum_buffer, scale)
+            _small_update_(bias, residual.sum(0), bias_momentum_buffer, scale, *options)
     else:
         weight.sub_(grad_weight, alpha=lr * scale)
         if bias is not None:
@@ -282,12 +281,22 @@ def small_step(
     return loss
 
 
-def _small_update_(update: Update, param: Tensor, grad: Tensor, momentum_buffer: Tensor | None, scale: float) -> None:
+def _small_update_(
+    param: Tensor,
+    grad: Tensor,
+    momentum_buffer: Tensor | None,
+    scale: float,
+    lr: float,
+    mu: float,
+    tau: float,
+    decay: float,
+    nesterov: bool,
+) -> None:
     """`apply_` by scale times the gradient, which has maximize's sign, in fewer calls. `grad` is used up."""
-    lr, mu, tau, decay, nesterov, _ = update
     if nesterov:
-        apply_(update._replace(maximize=False), param, grad.mul_(scale), momentum_buffer)
-    elif momentum_buffer is not None:
+        apply_(Update(lr, mu, tau, decay, nesterov), param, grad.mul_(scale), momentum_buffer)
+    elif mu:
+        assert momentum_buffer is not None
         momentum_buffer.mul_(_as_tensor(mu, param.dtype)).add_(grad, alpha=(1 - tau) * scale)
         if decay:
             momentum_buffer.add_(param, alpha=(1 - tau) * decay)

@@ -174,8 +174,9 @@ def _from_table(table: Table, numbers: dict, init: Any, method: str, device: Any
     elif device != home and source == MEMORY:
         source = f"memory of {home}"
     backend = backend_for(device)
-    sizes = (x.itemsize, y.itemsize)
-    plan = _plan(spec, device, backend, method=method, source=source, item_sizes=sizes, shared=group.is_shared())
+    plan = _plan(
+        spec, device, backend, method=method, source=source, dtypes=(x.dtype, y.dtype), shared=group.is_shared()
+    )
     if plan.method == "gram":
         return GramRun(spec, start, on_device(table.blocks(), device, torch.float64)), plan, start
     if plan.method in ("resident", "grid"):

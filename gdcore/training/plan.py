@@ -2,9 +2,11 @@
 
 import dataclasses
 
+import torch
+
 from ..backends import Wanted
 from ..devices import Device
-from ..kernels.configs import Config
+from ..kernels.configs import Config, accumulator_dtype
 from ..plan import plan_for, stock_wins_on_cpu
 from .spec import Spec
 
@@ -70,7 +72,7 @@ def plan_run(
     *,
     method: str = "auto",
     source: str = MEMORY,
-    item_sizes: tuple[int, int] = (4, 4),
+    dtypes: tuple[torch.dtype, torch.dtype] | None = None,
     shared: bool = False,
 ) -> RunPlan:
     """The plan of a run.
@@ -85,8 +87,8 @@ def plan_run(
         "auto", or what was asked for.
     source : str
         MEMORY, FILE or BATCHES: where the rows come from.
-    item_sizes : (int, int)
-        Bytes of a number of x and of y.
+    dtypes : (torch.dtype, torch.dtype), optional
+        Of x and of y; default: what is calculated in.
     shared : bool
         Whether other processes hold rows too.
 
@@ -96,6 +98,7 @@ def plan_run(
         If the method that was asked for cannot do this run.
     """
     plan = RunPlan(method, "", backend, device, spec)
+    dtypes = dtypes or (spec.dtype, spec.dtype)
     if method == "gram":
         if spec.batch_size or source == BATCHES:
             raise ValueError(
@@ -103,7 +106,7 @@ def plan_run(
             )
         return _with_cost(
             dataclasses.replace(plan, why="asked for: sums of products from one pass over the data, then K² M a step"),
-            item_sizes,
+            dtypes,
         )
     found, reasons = None, []
     if source != MEMORY:
@@ -115,16 +118,18 @@ def plan_run(
         found = dataclasses.replace(plan, method="steps", why="the processes add their sums in every step")
         reasons.append("several processes share the run, which takes method='steps' or 'gram'")
     else:
-        on_chip = {"cpu": _in_cache, "triton": _on_chip}.get(backend)
-        if on_chip is not None and method in ("auto", "resident", "grid"):
-            found, reasons = on_chip(plan, method)
+        if method in ("auto", "resident", "grid"):
+            if backend == "cpu":
+                found, reasons = _in_cache(plan, method)
+            elif backend == "triton":
+                found, reasons = _on_chip(plan, method, dtypes[0])
         if found is None and method in ("auto", "steps"):
             why = "; ".join(reasons) or ("asked for" if method == "steps" else "plain PyTorch, a step at a time")
             found = dataclasses.replace(plan, method="steps", why=why)
     if found is None or method not in ("auto", found.method):
         why = "; ".join(reasons) or f"the {backend} backend has no such kernel"
         raise ValueError(f"method={method!r} cannot do this run: {why}")
-    return _with_cost(found, item_sizes)
+    return _with_cost(found, dtypes)
 
 
 def _in_cache(plan: RunPlan, method: str) -> tuple[RunPlan | None, list[str]]:
@@ -139,12 +144,13 @@ def _in_cache(plan: RunPlan, method: str) -> tuple[RunPlan | None, list[str]]:
     return None, ["the rows of a step do not fit in the cache: they are streamed through it"]
 
 
-def _on_chip(plan: RunPlan, method: str) -> tuple[RunPlan | None, list[str]]:
+def _on_chip(plan: RunPlan, method: str, dtype: torch.dtype) -> tuple[RunPlan | None, list[str]]:
     """On a GPU: in one program's registers, or in those of many."""
     from ..kernels import run_configs
 
     spec, device, reasons = plan.spec, plan.device, []
-    shape = (spec.k, spec.m, spec.dtype, device.architecture)
+    dtype = dtype if accumulator_dtype(dtype) is spec.dtype else spec.dtype  # of a float64 target all is float64
+    shape = (spec.k, spec.m, dtype, device.architecture)
     if method != "grid":
         if spec.batch_size:
             config = run_configs.batches_config(spec.batch_size, *shape)
@@ -172,11 +178,11 @@ def _on_chip(plan: RunPlan, method: str) -> tuple[RunPlan | None, list[str]]:
     return None, reasons
 
 
-def _with_cost(plan: RunPlan, item_sizes: tuple[int, int]) -> RunPlan:
+def _with_cost(plan: RunPlan, dtypes: tuple[torch.dtype, torch.dtype]) -> RunPlan:
     spec = plan.spec
     rows = spec.batch_size or spec.n
-    data = spec.n * (spec.k * item_sizes[0] + spec.m * item_sizes[1])
-    batch = rows * (spec.k * item_sizes[0] + spec.m * item_sizes[1])
+    data = spec.n * (spec.k * dtypes[0].itemsize + spec.m * dtypes[1].itemsize)
+    batch = rows * (spec.k * dtypes[0].itemsize + spec.m * dtypes[1].itemsize)
     size = spec.dtype.itemsize
     parameters = spec.parameter_rows * spec.m * size
     written = spec.steps * size + (spec.steps + 1) * parameters * spec.record + parameters
@@ -191,7 +197,8 @@ def _with_cost(plan: RunPlan, item_sizes: tuple[int, int]) -> RunPlan:
         if plan.device.kind == "cpu":  # the residual, and the data with a column of ones or gathered
             workspace = rows * size * (spec.m + spec.parameter_rows * (spec.intercept or spec.batch_size is not None))
         if plan.device.kind == "cuda":
-            seconds = _predicted(plan)
+            made = _compiled(plan, dtypes[0])
+            seconds = made and made["predicted_step_seconds"]
     elif plan.backend == "reference":
         path = "stock PyTorch"
     elif rows:
@@ -213,6 +220,10 @@ def _with_cost(plan: RunPlan, item_sizes: tuple[int, int]) -> RunPlan:
     )
 
 
-def _predicted(plan: RunPlan) -> float | None:
-    """Of the compiled kernel's loop over steps."""
-    return None
+def _compiled(plan: RunPlan, dtype: torch.dtype) -> dict | None:
+    """Of the variant nearest to the kernel that does the run."""
+    from ..kernels import resources
+
+    spec = plan.spec
+    kind, rows = ("batches", spec.batch_size) if spec.batch_size else (plan.method, spec.n)
+    return resources.nearest_run(kind, plan.device.architecture, dtype, rows, spec.k, spec.m)

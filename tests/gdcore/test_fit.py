@@ -252,6 +252,9 @@ def test_shapes_of_the_result(m, intercept, method):
     else:
         assert result.intercept is None
     assert (result.interrupted, result.suggested_lr, result.diverged_at) == (False, None, None)
+    last = result.trajectory[-1].clone()
+    result.coef.add_(1)
+    assert torch.equal(result.trajectory[-1], last), "coef shares memory with the trajectory"
 
 
 @each_method

@@ -325,6 +325,18 @@ def test_how_much_is_drawn_and_gathered_at_a_time_changes_nothing(together, numb
     assert_bitwise(gdcore.fit(x, y, **options), expected)
 
 
+@pytest.mark.parametrize("batch_size", [10, 1000, 100_000])
+def test_what_is_gathered_at_a_time_stays_small(batch_size, monkeypatch):
+    """Some batches together, a cache's part of bytes at most; a batch that is larger alone."""
+    gathered = []
+    room = cpu.CacheRun._room
+    monkeypatch.setattr(cpu.CacheRun, "_room", lambda self, x, rows: gathered.append(rows) or room(self, x, rows))
+    x, y = problem(200_000, 2)
+    gdcore.fit(x, y, lr=0.1, steps=2, batch_size=batch_size, intercept=True)
+    assert gathered[0] * 4 * 4 <= max(cpu._UNIT_BYTES, batch_size * 4 * 4)
+    assert gathered[0] == max(1, min(64, (2 << 20) // (16 * batch_size))) * batch_size
+
+
 def test_more_rows_than_are_drawn_at_a_time():
     n = 300_000
     assert n > cpu._ORDER_NUMBERS

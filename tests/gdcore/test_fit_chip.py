@@ -111,7 +111,7 @@ def test_a_launch_is_short_enough_to_be_interrupted():
     assert triton.ChipRun.chunk == triton._LAUNCH_STEPS <= 1_000_000
 
 
-@pytest.mark.parametrize("numbers", [1, 32, 40, 100, 1000], ids="{} row numbers at a time".format)
+@pytest.mark.parametrize("numbers", [1, 36, 40, 100, 1000], ids="{} row numbers at a time".format)
 @pytest.mark.parametrize("chunk", [100, 4], ids="launches of {} steps at most".format)
 def test_how_many_row_numbers_are_drawn_at_a_time_changes_nothing(chunk, numbers, monkeypatch):
     """Several epochs, one, or a part of one: 40 rows in batches of 16 are two batches and a short one."""
@@ -293,6 +293,23 @@ def test_an_interrupt_between_replays_returns_what_has_been_learnt(after, graphs
     assert result.losses.shape == (count,)
     monkeypatch.setattr(Graph, "replay", replay)
     assert_bitwise(result, finished(graph_run(x, y, count, **OPTIONS)))
+
+
+def test_an_interrupt_while_a_chunk_is_noted_loses_that_chunk_alone(graphs, monkeypatch):
+    x, y = problem(40, 3, 2)
+    keep, chunk = triton.GraphRun.keep, triton.GraphRun.chunk
+
+    def interrupted(self, step):
+        before = self.done
+        keep(self, step)
+        if step == 3 * chunk:
+            self.done = before
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(triton.GraphRun, "keep", interrupted)
+    result = finished(graph_run(x, y, 1000, **OPTIONS), interrupted=True)
+    monkeypatch.setattr(triton.GraphRun, "keep", keep)
+    assert_bitwise(result, finished(graph_run(x, y, 2 * chunk, **OPTIONS)))
 
 
 def test_this_machine_interprets():

@@ -69,10 +69,13 @@ def test_a_loss_is_right_to_the_documented_part_of_the_first():
 
 
 def test_a_loss_of_nothing_is_not_negative():
-    x = torch.randn(40, 3, dtype=torch.float64)
-    result = gdcore.fit(x, x @ torch.ones(3, dtype=torch.float64), lr=0.3, steps=400, method="gram")
-    assert (result.losses >= 0).all()
-    assert result.losses[-1] <= 1e-14 * result.losses[0]
+    """What is left of a difference is as often below nothing as above."""
+    for draw in range(12):
+        x = torch.randn(40, 3) + draw % 2
+        y = x.double() @ torch.ones(3, dtype=torch.float64)
+        result = gdcore.fit(x, y, lr=0.3 / (1 + 3 * (draw % 2)), steps=400, method="gram")
+        assert (result.losses >= 0).all()
+        assert result.losses[-1] <= 1e-13 * result.losses[0]
 
 
 @pytest.mark.parametrize("steps", [256, 257, 600])

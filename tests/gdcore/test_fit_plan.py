@@ -129,12 +129,12 @@ def test_configurations_are_those_of_the_table(gpu):
 
 
 def test_cost_of_a_resident_run_by_hand():
-    found = plan_run(spec(n=100, k=3, m=2, steps=7), devices.H200, "triton", item_sizes=(2, 4))
+    found = plan_run(spec(n=100, k=3, m=2, steps=7), devices.H200, "triton", dtypes=(torch.bfloat16, torch.float32))
     assert found.bytes_read == 100 * (3 * 2 + 2 * 4)  # once
     assert found.bytes_written == 7 * 4 + 3 * 2 * 4  # losses, coefficients
     assert found.flops == 7 * 4 * 100 * 3 * 2
     recorded = plan_run(
-        spec(n=100, k=3, m=2, steps=7, record=True, intercept=True, dtype=torch.float64), CPU, "cpu", item_sizes=(8, 8)
+        spec(n=100, k=3, m=2, steps=7, record=True, intercept=True, dtype=torch.float64), CPU, "cpu", dtypes=(torch.float64, torch.float64)
     )
     assert recorded.bytes_written == 7 * 8 + 4 * 2 * 8 + 8 * 4 * 2 * 8  # and 8 states of 4 rows of 2
     assert recorded.bytes_read == 100 * 5 * 8
@@ -153,7 +153,7 @@ def test_cost_of_mini_batches_by_hand():
 
 
 def test_cost_of_gram_by_hand():
-    found = plan_run(spec(n=1000, k=3, m=2, steps=7), CPU, "cpu", method="gram", item_sizes=(2, 4))
+    found = plan_run(spec(n=1000, k=3, m=2, steps=7), CPU, "cpu", method="gram", dtypes=(torch.bfloat16, torch.float32))
     assert found.bytes_read == 1000 * (3 * 2 + 2 * 4)
     assert found.flops == 2 * 1000 * 5 * 5 + 7 * 2 * 3 * 3 * 2
     assert found.workspace_bytes == 8 * 5 * 5
@@ -177,7 +177,7 @@ def test_cost_of_steps_is_that_of_as_many_steps(device):
 
 
 def test_steps_of_plain_pytorch():
-    found = plan_run(spec(n=100, k=3, m=2, steps=7), CPU, "reference", item_sizes=(2, 4))
+    found = plan_run(spec(n=100, k=3, m=2, steps=7), CPU, "reference", dtypes=(torch.bfloat16, torch.float32))
     assert found.step_path == "stock PyTorch"
     assert found.bytes_read == 7 * 100 * (3 * 2 + 2 * 4)
 

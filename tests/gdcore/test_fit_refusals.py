@@ -22,6 +22,7 @@ REFUSED = {
     **{f"{name} = True": ({name: True}, TypeError, f"^{name} must be a number") for name in ("lr", "weight_decay")},
     **{f"{name} = None": ({name: None}, TypeError, f"^{name} must be") for name in ("lr", "momentum", "steps", "seed")},
     "lr = 1e300 in float32": ({"lr": 1e300}, ValueError, "^lr is 1e\\+300, .* too large for .*float32"),
+    "lr = 2e38 in float32": ({"lr": 2e38}, ValueError, "^lr is 2e\\+38, .* too large"),
     "weight_decay = 1e39 in float32": ({"weight_decay": 1e39}, ValueError, "^weight_decay is 1e\\+39, .* too large"),
     "momentum = 1e39 in float32": ({"momentum": 1e39}, ValueError, "^momentum is 1e\\+39, .* too large"),
     "lr of two elements": ({"lr": torch.ones(2)}, ValueError, "^lr is a tensor of shape \\(2,\\).* one element"),

@@ -22,8 +22,10 @@ OPTIONS = {
     "momentum": {"momentum": 0.9},
     "momentum and decay": {"momentum": 0.5, "weight_decay": 0.1},
     "dampening": {"momentum": 0.5, "dampening": 0.3},
+    "dampening and decay": {"momentum": 0.5, "dampening": 0.3, "weight_decay": 0.1},
     "nesterov": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
     "maximize": {"maximize": True, "momentum": 0.3, "weight_decay": 0.1},
+    "maximize with nesterov": {"maximize": True, "momentum": 0.3, "nesterov": True},
 }
 EXTREME = [(7, 1, 1), (1, 3, 2), (1, 1, 1), (65, 3, 1), (33, 17, 5), (40, 20, 24)]
 
@@ -120,6 +122,16 @@ def test_a_wider_target_widens_the_loss(dtype, target, any_backend):
     t = draw(33, 3, 2, dtype, target_dtype=target)
     assert_equal_to_stock(t, momentum=0.5)
     assert gdcore.linear_mse_sgd_(**t, lr=0.1).dtype is target
+
+
+def test_a_residual_beyond_float16_is_not_cut(any_backend):
+    t = draw(40, 20, 24, torch.float16, target_dtype=torch.float32)
+    t["target"] *= 1e6
+    mine = copied(t)
+    assert ours(mine, 1, lr=1e-4).isfinite().all()
+    exact = copied(t, torch.float64)
+    stock(exact, 1, lr=1e-4)
+    torch.testing.assert_close(mine["weight"].double(), exact["weight"], rtol=2e-3, atol=2e-2)
 
 
 def test_leading_dimensions_are_rows(any_backend):
@@ -255,6 +267,7 @@ REFUSED = {
     "negative momentum": (lambda t: {"momentum": -0.9}, ValueError, "Invalid momentum value: momentum is -0.9"),
     "momentum that is NaN": (lambda t: {"momentum": math.nan}, ValueError, "Invalid momentum value"),
     "momentum that is a tensor": (lambda t: {"momentum": torch.tensor(0.9)}, TypeError, "momentum must be a number"),
+    "infinite momentum": (lambda t: {"momentum": math.inf}, ValueError, "Invalid momentum value"),
     "infinite dampening": (lambda t: {"dampening": math.inf}, ValueError, "Invalid dampening value"),
     "negative decay": (lambda t: {"weight_decay": -0.1}, ValueError, "Invalid weight_decay value"),
     "infinite decay": (lambda t: {"weight_decay": math.inf}, ValueError, "Invalid weight_decay value"),
@@ -272,11 +285,18 @@ REFUSED = {
     "a half buffer": (
         lambda t: {"momentum_buffer": torch.zeros(2, 3, dtype=torch.float16, device=DEVICE)}, RuntimeError, "has dtype",
     ),
+    "a narrower buffer": (
+        lambda t: {name: v.double() for name, v in t.items() if hasattr(v, "double") and name != "momentum_buffer"},
+        RuntimeError, "momentum_buffer has dtype torch.float32, it must have weight's dtype, torch.float64",
+    ),
     "a buffer elsewhere": (
         lambda t: {"bias_momentum_buffer": torch.zeros(2, device="meta")}, RuntimeError, "bias_momentum_buffer is on meta",
     ),
     "a sparse buffer": (
         lambda t: {"momentum_buffer": torch.zeros(2, 3, device=DEVICE).to_sparse()}, NotImplementedError, "layout",
+    ),
+    "a weight of overlapping rows": (
+        lambda t: {"weight": torch.randn(4, device=DEVICE).as_strided((2, 3), (1, 1))}, RuntimeError, "single memory location",
     ),
     "an expanded weight": (lambda t: {"weight": t["weight"][:1].expand(2, 3)}, RuntimeError, "single memory location"),
     "an expanded bias": (lambda t: {"bias": t["bias"][:1].expand(2)}, RuntimeError, "bias of shape.*single memory location"),
@@ -521,7 +541,6 @@ PATHS = {
 }
 PATH_OPTIONS = {
     **OPTIONS,
-    "everything": {"momentum": 0.8, "dampening": 0.3, "weight_decay": 0.1},
     "all damped": {"momentum": 0.9, "dampening": 1.0},
     "maximize plain": {"maximize": True},
 }
@@ -604,12 +623,17 @@ def test_the_library_gets_no_factor_of_zero(lr, tau, folded, monkeypatch):
     assert bool(calls) == folded
 
 
-@pytest.mark.parametrize("count", [1, 1 << 15, (1 << 15) + 1, 100_000])
+@pytest.mark.parametrize("count", [1, 1 << 15, (1 << 15) + 1, 4_000_000])
 def test_a_small_step_keeps_every_digit(count):
-    x, y, w = torch.randn(count, 1), 5 + torch.randn(count, 1), torch.zeros(1, 1)
+    x, y, w = torch.randn(count, 1), torch.randn(count, 1), torch.zeros(1, 1)
     exact = y.double().square().mean().item()
     loss = cpu.small_step(x, w, y, None, 0.0, 0.0, 0.0, 0.0, False, False, None, None)
     assert abs(loss.item() / exact - 1) < 1e-6
+
+
+class Passing(torch.utils._python_dispatch.TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
 
 
 def test_a_small_step_is_the_one_that_small_tensors_take(monkeypatch):
@@ -628,7 +652,7 @@ def test_a_small_step_is_the_one_that_small_tensors_take(monkeypatch):
         ours(t, 1)
     with torch.autocast("cpu", torch.bfloat16):
         ours(t, 1)
-    with torch.utils._python_dispatch._disable_current_modes(), torch.utils._python_dispatch.TorchDispatchMode():
+    with Passing():
         ours(t, 1)
     assert len(taken) == 2 * len(OPTIONS)
 
