@@ -71,12 +71,12 @@ def _meet(a: tuple, b: tuple, distance: int) -> bool:
     """The same for two layouts so many bytes apart, by marking bytes: the spans meet, but gaps may keep elements apart."""
     first, second = max(-distance, 0), max(distance, 0)
     sizes = [1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) for shape, strides, _ in (a, b)]
-    marks = torch.zeros(max(first + sizes[0] * a[2], second + sizes[1] * b[2]), dtype=torch.bool, device="cpu")
 
     def places(layout: tuple, offset: int) -> Tensor:
         shape, strides, item = layout
         return marks.as_strided((*shape, item), (*(s * item for s in strides), 1), offset)
 
     with torch.inference_mode(False), torch.no_grad():
+        marks = torch.zeros(max(first + sizes[0] * a[2], second + sizes[1] * b[2]), dtype=torch.bool, device="cpu")
         places(a, first).fill_(True)
         return bool(places(b, second).any())

@@ -1,5 +1,6 @@
 """One training step of a linear model in one call: forward, backward and SGD update, with no gradient in between."""
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
@@ -81,7 +82,8 @@ def linear_mse_sgd_(
 
     On CUDA a skinny shape (K <= 256, M <= 16) is one launch, or two where it takes very many partial sums, and moves
     N (K + M) numbers once; larger shapes update in the epilogue of the second product, and move the residual, N M
-    numbers, twice. ``plan.update_in_words`` tells which. Results are bitwise the same from run to run. Half-precision
+    numbers, twice. float16 operands with a float32 target, as float16 autocast makes them, take plain operations in
+    float32 there. Results are bitwise the same from run to run. Half-precision
     weights that no update can move by half a last place stay as they are; gdcore.SGD has stochastic rounding and master
     weights for that.
     """
@@ -102,11 +104,11 @@ def linear_mse_sgd_(
         )
         rest = dict(zip(names, (*options, *buffers), strict=True))
         return handle_torch_function(linear_mse_sgd_, tensors, input, weight, target, bias, lr=lr, **rest)
-    update = Update(lr, *options)
+    update = Update(*(float(n) if isinstance(n, np.number) else n for n in (lr, *options)))
     check_update(update)
     x, w, y, b = autocast.cast(input, weight, target, bias)
     check_linear_mse(x, w, y, b, "mean")
-    check_rate(lr, weight)
+    check_rate(update.lr, weight)
     written = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
     if momentum:
         for (name, tensor), buffer in zip(list(written.items()), buffers, strict=False):

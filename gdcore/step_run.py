@@ -11,7 +11,7 @@ from .functional import _PLAIN
 from .overlap import any_shared
 from .plan import stock_wins_on_cpu
 from .update import Update
-from .validation import has_memory
+from .validation import check_rate, check_written, has_memory
 
 
 def run_checked(
@@ -107,6 +107,7 @@ def _operator(
 ) -> Tensor:
     """linear_mse_sgd_, checked, for torch.compile."""
     update = Update(lr if rate is None else rate, momentum, dampening, weight_decay, nesterov, maximize)
+    check_rate(update.lr, weight)  # while a graph is traced, tensors have neither values nor addresses
     named = {
         "weight": weight,
         "bias": bias,
@@ -114,6 +115,7 @@ def _operator(
         "bias_momentum_buffer": bias_momentum_buffer,
     }
     written = {name: tensor for name, tensor in named.items() if tensor is not None}
+    check_written(written)
     backend, update = _backend(input, target, written), _with_own_rate(update, written)
     # Compiled graphs keep no tensor of ours alive between calls, so the stream's own counter is not for them.
     options = {"counter": load(backend).new_counter(input.device)} if backend == "triton" else {}

@@ -20,9 +20,7 @@ try:
 except ImportError:
     TensorGuards = None
 
-_known: dict[
-    tuple[bool, bool], Callable[..., bool]
-] = {}  # (bias, momentum) -> a check that tensors are like the last ones, whether any requires a gradient, and where the written ones lie
+# (bias, momentum) -> a check that tensors are like the last ones, whether any requires a gradient, and where the written lie
 _known: dict[tuple[bool, bool], tuple[Callable[..., bool], bool, list[int]]] = {}
 
 

@@ -22,9 +22,7 @@ from .one_pass_rows import one_pass_rows_kernel, rows_arguments
 from .one_pass_vector import one_pass_vector_kernel, vector_arguments
 from .step import Step, add_and_step, add_rows_step, numbers_of
 
-ELEMENTS_PER_ROUND = (
-    4096  # partial sums that the last program asks for at a time: its warps are all there is to hide latency
-)
+ELEMENTS_PER_ROUND = 4096  # partial sums that the last program asks for at a time: few warps must hide the latency
 MAX_COLUMNS = 32
 
 

@@ -46,13 +46,15 @@ def step(
 
     `counter`: of new_counter, for a caller who captures many steps in one CUDA graph, where each would else set its own.
     """
-    loss_dtype = torch.promote_types(input.dtype, target.dtype)
+    loss_dtype = torch.promote_types(torch.promote_types(input.dtype, target.dtype), weight.dtype)
     if not update.momentum:
         momentum_buffer = bias_momentum_buffer = None
     elif bias is None:
         bias_momentum_buffer = None
     with on_device_of(input):
-        if weight.dtype is not input.dtype or plan.path == "library":
+        # Weights wider than half-precision rows are read as they are where no tensor core multiplies them.
+        mixed = weight.dtype is not input.dtype
+        if plan.path == "library" or (mixed and not _takes_wide_weights(plan, weight.dtype)):
             return _through_library(
                 input, weight, target, bias, update, momentum_buffer, bias_momentum_buffer, loss_dtype
             )
@@ -108,6 +110,10 @@ def step(
         if bias_v is not bias_momentum_buffer:
             bias_momentum_buffer.copy_(bias_v)
         return in_dtype(loss, loss_dtype)
+
+
+def _takes_wide_weights(plan: Plan, dtype: torch.dtype) -> bool:
+    return plan.path in ("one_pass_rows", "one_pass_vector") and dtype is accumulator_dtype(plan.dtype)
 
 
 def _laid_out_as(tensor: Tensor | None, buffer: Tensor | None) -> Tensor | None:
@@ -178,9 +184,8 @@ def _fold_(
         return False
     scale = (-2 if maximize else 2) / count
     if momentum_buffer is None:
-        if (
-            isinstance(lr, Tensor) or lr == 0
-        ):  # with a factor of 0 the library leaves the product out, also if it is NaN
+        # With a factor of 0 the library leaves the product out, also if it is NaN.
+        if isinstance(lr, Tensor) or lr == 0:
             return False
         weight.addmm_(residual.t(), input, beta=1 - lr * decay, alpha=-lr * scale)
         return True

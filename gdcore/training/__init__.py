@@ -1,8 +1,6 @@
 """A whole training run in one call."""
 
-import itertools
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -10,20 +8,17 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
-from .. import autocast, devices
-from ..backends import backend_for
+from .. import autocast
 from . import group
-from .cpu import CacheRun
+from .choice import current, for_batches, for_table, where
+from .drive import drive
 from .engine import Engine
-from .gram import GramRun, largest_stable_lr
-from .plan import BATCHES, FILE, MEMORY, RunPlan, plan_run
-from .progress import shown
+from .gram import largest_stable_lr
+from .plan import RunPlan
 from .result import FitResult
-from .spec import Spec, check_numbers, is_batches, run_dtype, starting_point
-from .steps import Exhausted, StepRun, SumsRun
-from .table import Pair, Table, alike, batches_of, on_device
-
-_AHEAD = 2  # chunks of steps that the host is ahead of a GPU
+from .spec import check_numbers, is_batches
+from .table import Table, batches_of
+from .transport import on_device
 
 __all__ = ["FitResult", "RunPlan", "fit"]
 
@@ -45,6 +40,7 @@ def fit(
     progress: bool = False,
     suggest_lr: bool = False,
     device: torch.device | str | None = None,
+    distributed: bool | None = None,
 ) -> FitResult:
     """Linear regression by gradient descent: the whole loop of predict, loss, backward, update in one call.
 
@@ -74,10 +70,11 @@ def fit(
         Whether to keep the parameters before each update.
     method : {"auto", "resident", "grid", "steps", "gram", "stream"}
         "resident": everything stays on the chip, in one program's registers or in the CPU's cache, all steps in one
-        launch. "grid": in the registers of many programs, which meet at a barrier in every step. "steps": a fused call a
-        step, captured in a CUDA graph. "stream": rows come in blocks or batches. "gram": full-batch steps from sums of
-        products, one pass over the data and K² M a step after that; see Notes. "auto" takes the first that can, never
-        "gram". The result's `plan` says which, and why.
+        launch (of a long run some, so that it can be interrupted). "grid": in the registers of many programs, which meet
+        at a barrier in every step. "steps": a fused call a step, of long runs captured in a CUDA graph.
+        "stream": rows come in blocks or batches. "gram": full-batch steps from sums of products, one pass over the data
+        and K² M a step after that; see Notes. "auto" takes the first that can, never "gram". The result's `plan` says
+        which, and why.
     progress : bool
         Show a progress bar on stderr.
     suggest_lr : bool
@@ -85,6 +82,9 @@ def fit(
         pass over the data and K³ work.
     device : optional
         Where to compute; default: where x is. Rows that do not fit are streamed there.
+    distributed : bool, optional
+        False: this process computes by itself. Default: all processes of torch.distributed's default group take part, if
+        it is initialised; then all must call, as for any collective operation.
 
     Returns
     -------
@@ -118,7 +118,7 @@ def fit(
         return _uncompiled_fit(
             x, y, lr=lr, steps=steps, batch_size=batch_size, momentum=momentum, weight_decay=weight_decay, init=init,
             intercept=intercept, seed=seed, record_trajectory=record_trajectory, method=method, progress=progress,
-            suggest_lr=suggest_lr, device=device,
+            suggest_lr=suggest_lr, device=device, distributed=distributed,
         )  # fmt: skip
     lr = check_numbers(lr, steps, batch_size, momentum, weight_decay, seed, method)
     numbers = {
@@ -131,135 +131,35 @@ def fit(
         "seed": int(seed),
         "record": bool(record_trajectory),
     }
-    with torch.no_grad(), autocast.off_everywhere():
+    records = torch.is_grad_enabled()
+    with torch.no_grad(), autocast.off_everywhere(), group.alone(distributed is False):
         if is_batches(x):
             if y is not None or batch_size is not None or suggest_lr:
                 raise ValueError(
                     "with an iterable of batches there is no y, no batch_size and no suggest_lr: its batches are the updates"
                 )
-            engine, plan, single = _from_batches(x, numbers, init, method, device)
+            batches = batches_of(x, records)
+            first = next(batches, None)
+            if first is None:
+                raise ValueError("the iterable of batches is empty")
+            place, single = where(device, first[0].device), first[1].dim() == 1
+            with current(place):
+                engine, plan = for_batches(first, batches, numbers, init, method, place)
+                return _result(engine, plan, single, drive(engine, progress), None)
+        if y is None:
+            raise TypeError("y is missing: without it x must be an iterable of batches (x, y)")
+        table = Table(x, y)
+        place = where(device, table.x.device)
+        with current(place):
+            engine, plan = for_table(table, numbers, init, method, place)
             suggested = None
-        else:
-            if y is None:
-                raise TypeError("y is missing: without it x must be an iterable of batches (x, y)")
-            table = Table(x, y)
-            engine, plan, start = _from_table(table, numbers, init, method, device)
-            suggested = largest_stable_lr(table.blocks(), start.to(table.x.device), engine.spec) if suggest_lr else None
-            single = table.single
-        interrupted = _drive(engine, progress)
-        return _result(engine, plan, single, interrupted, suggested)
+            if suggest_lr:
+                rows = on_device(table.blocks(), place, torch.float64)
+                suggested = largest_stable_lr(rows, engine.parameters_at(0), engine.spec)
+            return _result(engine, plan, table.single, drive(engine, progress), suggested)
 
 
 _uncompiled_fit = _disable_dynamo(fit)  # torch.compiler.disable, which imports the compiler, on first use
-
-
-def _from_table(table: Table, numbers: dict, init: Any, method: str, device: Any) -> tuple[Engine, RunPlan, Tensor]:
-    """The run of data that can be read as often as wanted."""
-    home = table.x.device
-    device = home if device is None else torch.device(device)
-    if numbers["batch_size"] and numbers["batch_size"] > (rows := group.least(len(table.x), device)):
-        raise ValueError(
-            f"batch_size is {numbers['batch_size']}, it must be at most the number of rows, {rows}"
-            + " in one of the processes" * group.is_shared()
-        )
-    dtype, k = run_dtype(table.x, table.y), table.x.shape[1]
-    target = table.y[:, 0] if table.single else table.y
-    start = group.same_start_(starting_point(init, numbers["intercept"], target, k, dtype, device))
-    spec = Spec(n=len(table.x), k=k, m=table.y.shape[1], dtype=dtype, **numbers)
-    table.block_bytes = 32 << 20 if device.type == "cuda" else 4 << 20  # a copy worth its launch, or half a cache
-    x, y = table.x, table.y
-    source = FILE if table.maps else MEMORY
-    if source == MEMORY and device != home and method in ("auto", "resident", "grid", "steps") and _fits(table, device):
-        x, y = x.to(device), y.to(device)
-    elif device != home and source == MEMORY:
-        source = f"memory of {home}"
-    backend = backend_for(device)
-    plan = _plan(
-        spec, device, backend, method=method, source=source, dtypes=(x.dtype, y.dtype), shared=group.is_shared()
-    )
-    if plan.method == "gram":
-        return GramRun(spec, start, on_device(table.blocks(), device, torch.float64)), plan, start
-    if plan.method in ("resident", "grid"):
-        if backend == "cpu":
-            return CacheRun(spec, start, x, y), plan, start
-        from .triton import ChipRun
-
-        return ChipRun(spec, start, x, y, plan), plan, start
-    plain = (
-        x.dtype is y.dtype is dtype
-    )  # in half precision the parameters are wider than the data: it is widened in blocks
-    if plan.method == "steps" and plain and not spec.batch_size and not group.is_shared():
-        if device.type == "cuda" and backend == "triton":
-            from .triton import GraphRun
-
-            return GraphRun(spec, start, x, y, backend), plan, start
-        return StepRun(spec, start, itertools.repeat((x, y)), backend), plan, start
-    if plan.method == "steps":
-        table.x, table.y = x, y
-    if spec.batch_size:
-        return _over_batches(spec, start, table.batches(spec), backend), plan, start
-    passes = (on_device(blocks, device, dtype) for blocks in table.passes())
-    return SumsRun(spec, start, passes, backend), plan, start
-
-
-def _from_batches(
-    batches: Iterable, numbers: dict, init: Any, method: str, device: Any
-) -> tuple[Engine, RunPlan, bool]:
-    """The run of batches that somebody else makes."""
-    found = batches_of(batches)
-    first = next(found, None)
-    if first is None:
-        raise ValueError("the iterable of batches is empty")
-    x, y = first
-    device = x.device if device is None else torch.device(device)
-    dtype, k = run_dtype(x, y), x.shape[1]
-    start = group.same_start_(starting_point(init, numbers["intercept"], y, k, dtype, device))
-    spec = Spec(n=0, k=k, m=1 if y.dim() == 1 else y.shape[1], dtype=dtype, **numbers)
-    backend = backend_for(device)
-    plan = _plan(spec, device, backend, method=method, source=BATCHES, shared=group.is_shared())
-    pairs = alike(itertools.chain([first], found), k, y)
-    return _over_batches(spec, start, pairs, backend), plan, y.dim() == 1
-
-
-def _plan(spec: Spec, device: torch.device, backend: str, **options: Any) -> RunPlan:
-    return plan_run(spec, devices.describe(device, interpreted=backend == "triton"), backend, **options)
-
-
-def _over_batches(spec: Spec, start: Tensor, batches: Iterator[Pair], backend: str) -> Engine:
-    """A run with a batch for each step."""
-    moved = on_device(batches, start.device, spec.dtype)
-    if group.is_shared():
-        return SumsRun(spec, start, ([pair] for pair in moved), backend)
-    return StepRun(spec, start, moved, backend)
-
-
-def _fits(table: Table, device: torch.device) -> bool:
-    """Whether the data may be copied to the device: it leaves half of what is free there."""
-    return device.type != "cuda" or 2 * table.nbytes <= torch.cuda.mem_get_info(device)[0]
-
-
-def _drive(engine: Engine, wanted: bool) -> bool:
-    """Take all steps; whether a KeyboardInterrupt ended them early."""
-    steps = engine.spec.steps
-    under_way: list[torch.cuda.Event] = []
-    with shown(wanted, steps) as tell:
-        try:
-            while engine.done < steps:
-                engine.advance(min(engine.chunk, steps - engine.done))
-                if engine.losses.is_cuda:
-                    under_way.append(torch.cuda.current_stream(engine.losses.device).record_event())
-                if len(under_way) > _AHEAD:  # or the whole run is enqueued at once, and neither shown nor interrupted
-                    under_way.pop(0).synchronize()
-                tell(engine.done)
-        except KeyboardInterrupt:
-            return True
-        except Exhausted:
-            warnings.warn(
-                f"the batches ended after {engine.done} of {steps} steps, and cannot be iterated again: what has been "
-                "learnt until then is returned",
-                stacklevel=3,
-            )
-    return False
 
 
 def _result(engine: Engine, plan: RunPlan, single: bool, interrupted: bool, suggested: float | None) -> FitResult:

@@ -5,12 +5,13 @@ A column of ones joins X where an intercept is fitted, so that one product forms
     E = A W − Y,    loss = E·E,    G = AᵀE,    W ← W − lr c G        A = [X, 1]  (N, R)
 
 No autograd, no temporary: everything is written to where it was last time. At 100 rows a step is what four calls of a
-library cost, about 10 µs, a tenth of the loop that calls backward(). Mini-batches are gathered many at a time.
+library cost. Mini-batches are gathered many at a time.
 
 A lies in memory by columns, and so do E and Y where there are several outputs: with few columns the library's products
-are up to five times as fast that way round. Only a single output is predicted from A by rows, so then both are kept.
+are much faster that way round (1,437 x 64 x 10: a quarter of the time). Only a single output is predicted from A by
+rows, so then both are kept.
 The update is not folded into the product, W ← W − lr c AᵀE in one call, though it could: then the sum over the rows is made
-in W's own digits, and after 400 steps the coefficients are a hundred times as far off.
+in W's own digits (digits, 400 steps: coefficients 1e-5 off instead of 1e-7).
 """
 
 import functools

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from . import group
 from .engine import Engine
+from .plan import gram_chunk
 from .spec import Spec
 from .table import Pair
 
@@ -72,10 +73,9 @@ def _of_all_processes(mine: Moments) -> Moments:
 class GramRun(Engine):
     """Steps from the moments, in float64: a product and an addition each. The losses of a chunk are worked out together."""
 
-    chunk = 256
-
     def __init__(self, spec: Spec, start: Tensor, blocks: Iterable[Pair]) -> None:
         super().__init__(spec, start)
+        self.chunk = gram_chunk(spec)
         k = spec.k
         self.start = start.double()
         found = moments(blocks, start, k)
@@ -93,9 +93,7 @@ class GramRun(Engine):
         )
         self.first = first.mul_(scale).add_(self.start, alpha=spec.weight_decay)
         self.momentum = torch.zeros_like(self.start)
-        self.deltas = self.start.new_zeros(
-            min(self.chunk, spec.steps) + 1, *start.shape
-        )  # of this chunk's steps, and the next
+        self.deltas = self.start.new_zeros(self.chunk + 1, *start.shape)  # of this chunk's steps, and the next
         self.begin = 0  # the step of deltas[0]
 
     def advance(self, count: int) -> None:

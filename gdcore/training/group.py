@@ -1,13 +1,29 @@
 """Runs over several processes: each holds rows of its own, and all take the same steps."""
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_alone = contextvars.ContextVar("gdcore_alone", default=False)
+
+
+@contextlib.contextmanager
+def alone(wanted: bool) -> Iterator[None]:
+    """Inside, this process computes by itself, if it is wanted so."""
+    token = _alone.set(wanted)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
 
 def is_shared() -> bool:
     """Whether other processes take part."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return not _alone.get() and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def add_(tensor: Tensor) -> Tensor:

@@ -7,10 +7,11 @@ import torch
 from ..backends import Wanted
 from ..devices import Device
 from ..kernels.configs import Config, accumulator_dtype
-from ..plan import plan_for, stock_wins_on_cpu
+from ..plan import plan_for, stock_wins_on_cpu, update_in_words
 from .spec import Spec
 
 MEMORY, FILE, BATCHES = "memory", "a memory-mapped file", "an iterable of batches"
+_GRAM_BYTES = 8 << 20  # of one of the few temporaries
 LAUNCH_SECONDS = 2e-6  # from one launch of a CUDA graph to the next
 
 
@@ -189,25 +190,38 @@ def _with_cost(plan: RunPlan, dtypes: tuple[torch.dtype, torch.dtype]) -> RunPla
     read, flops = batch * spec.steps, 4 * rows * spec.k * spec.m * spec.steps
     seconds, path, workspace = None, "", 0
     if plan.method == "gram":
-        workspace = 8 * (spec.k + spec.m) ** 2
+        workspace = 16 * (spec.k + spec.m) ** 2 + 32 * parameters // size * gram_chunk(spec)
         read, flops = data, 2 * spec.n * (spec.k + spec.m) ** 2 + 2 * spec.k**2 * spec.m * spec.steps
     elif plan.method in ("resident", "grid"):
         if not spec.batch_size:
             read = data
-        if plan.device.kind == "cpu":  # the residual, and the data with a column of ones or gathered
-            workspace = rows * size * (spec.m + spec.parameter_rows * (spec.intercept or spec.batch_size is not None))
+        if plan.device.kind == "cpu":  # targets, residual, and the rows once, or twice for a single output
+            copies = 2 if spec.m == 1 and not spec.batch_size else 1
+            workspace = rows * size * (2 * spec.m + copies * spec.parameter_rows)
         if plan.device.kind == "cuda":
             made = _compiled(plan, dtypes[0])
             seconds = made and made["predicted_step_seconds"]
     elif plan.backend == "reference":
         path = "stock PyTorch"
     elif rows:
+        whole = plan.method == "steps" and not spec.batch_size
+        dtype, target = dtypes if whole else (spec.dtype, spec.dtype)  # other rows are widened on their way
+        wanted = Wanted(weight=True, bias=spec.intercept)
         step = plan_for(
-            rows, spec.k, spec.m, dtype=spec.dtype, wanted=Wanted(weight=True, bias=spec.intercept), device=plan.device
+            rows,
+            spec.k,
+            spec.m,
+            dtype=dtype,
+            target_dtype=target,
+            wanted=wanted,
+            device=plan.device,
+            has_bias=spec.intercept,
         )
         path, read, flops = step.path, step.bytes_read * spec.steps, step.flops * spec.steps
+        if plan.backend == "triton":
+            path += f" ({update_in_words(step)})"
         workspace = step.workspace_bytes
-        if step.floor_seconds is not None:
+        if step.floor_seconds is not None and whole:  # the others wait for the host, too
             seconds = step.floor_seconds + LAUNCH_SECONDS
     return dataclasses.replace(
         plan,
@@ -218,6 +232,11 @@ def _with_cost(plan: RunPlan, dtypes: tuple[torch.dtype, torch.dtype]) -> RunPla
         predicted_step_seconds=seconds,
         step_path=path,
     )
+
+
+def gram_chunk(spec: Spec) -> int:
+    """Steps whose losses method "gram" works out together."""
+    return max(1, min(256, spec.steps, _GRAM_BYTES // (8 * spec.parameter_rows * spec.m)))
 
 
 def _compiled(plan: RunPlan, dtype: torch.dtype) -> dict | None:

@@ -19,10 +19,8 @@ import torch
 from torch import Tensor
 
 _ROUNDS = 12
-_SMALL, _SMALL_ROUNDS = (
-    256,
-    32,
-)  # a half of few bits has few hashes, so it takes more rounds until all permutations are equally likely
+# A half of few bits has few hashes, so it takes more rounds until all permutations are equally likely.
+_SMALL, _SMALL_ROUNDS = 256, 32
 _BLOCK = 1 << 20  # numbers permuted at a time
 
 
@@ -61,20 +59,26 @@ def _permuted(numbers: Tensor, keys: Tensor, bits: int) -> Tensor:
 def orders(seed: int, epochs: range, n: int, device: torch.device) -> Tensor:
     """A permutation of n rows for each of these epochs: (epochs, n), int64."""
     bits = width(n)
+    together = max(1, _BLOCK >> bits)  # there are a dozen temporaries of this size
+    if len(epochs) > together:
+        some = (epochs[first : first + together] for first in range(0, len(epochs), together))
+        return torch.cat([orders(seed, part, n, device) for part in some])
+    if 1 << bits > _BLOCK:
+        return torch.cat([*parts(seed, epochs.start, n, _BLOCK, device)])[None]
     keys = _keys(seed, epochs, n).to(device)
     permuted = _permuted(torch.arange(1 << bits, device=device), keys, bits)
     return permuted[permuted < n].view(len(epochs), n)
 
 
-def parts(seed: int, epoch: int, n: int, size: int) -> Iterator[Tensor]:
-    """The same permutation of one epoch on the CPU, `size` rows at a time, the last part the rest; memory O(size)."""
+def parts(seed: int, epoch: int, n: int, size: int, device: torch.device) -> Iterator[Tensor]:
+    """The same permutation of one epoch, `size` rows at a time, the last part the rest; memory O(size)."""
     bits = width(n)
-    keys = _keys(seed, range(epoch, epoch + 1), n)
+    keys = _keys(seed, range(epoch, epoch + 1), n).to(device)
     waiting: list[Tensor] = []
     held = 0
     block = min(_BLOCK, max(size, 1 << 10))
     for first in range(0, 1 << bits, block):
-        permuted = _permuted(torch.arange(first, min(first + block, 1 << bits), device="cpu"), keys, bits)[0]
+        permuted = _permuted(torch.arange(first, min(first + block, 1 << bits), device=device), keys, bits)[0]
         waiting.append(permuted[permuted < n])
         held += waiting[-1].numel()
         while held >= size:
@@ -96,8 +100,8 @@ def batches(
     if n > unit:
         size = max(1, unit // batch_size) * batch_size
         for epoch in itertools.count():
-            for rows in parts(seed, epoch, n, size):
-                yield rows.to(device), _sizes(len(rows), batch_size)
+            for rows in parts(seed, epoch, n, size, device):
+                yield rows, _sizes(rows.numel(), batch_size)
     count = min(max(1, unit // n), -(-steps // per_epoch))
     for first in itertools.count(step=count):
         yield orders(seed, range(first, first + count), n, device).view(-1), count * _sizes(n, batch_size)

@@ -25,6 +25,8 @@ class StepRun(Engine):
     def __init__(self, spec: Spec, start: Tensor, batches: Iterator[Pair], backend: str) -> None:
         super().__init__(spec, start)
         self.batches, self.backend, self.options = batches, backend, {}
+        if start.is_cuda and self.chunk == 1:
+            self.chunk = 8  # as many steps are enqueued before the host waits for earlier ones
         self.update = Update(spec.lr, spec.momentum, weight_decay=spec.weight_decay)
         self.weight = start[: spec.k].t().contiguous()
         self.bias = start[spec.k].clone() if spec.intercept else None
@@ -69,13 +71,17 @@ class SumsRun(Engine):
         for step in range(self.done, self.done + count):
             w = self.parameters_at(step)
             blocks = next(self.passes, None)
-            if blocks is None:
-                raise Exhausted
-            sums = w.new_zeros(2 + w.numel(), dtype=torch.float64)  # of squares, of gradients, and how many numbers
-            for x, y in blocks:
+            # Of squares, of gradients; how many numbers; how many processes have no more batches.
+            totals = w.new_zeros(3 + w.numel(), dtype=torch.float64)
+            sums = totals[:-1]
+            for x, y in blocks or ():
                 if x.numel():
                     self.add(sums, w, x, y)
-            group.add_(sums)
+            if blocks is None:
+                totals[-1] = 1
+            group.add_(totals)
+            if blocks is None or (group.is_shared() and totals[-1] > 0):  # all stop together
+                raise Exhausted
             mean = (sums[:-1] / sums[-1]).to(w.dtype)
             self.losses[step] = mean[0]
             after = self.parameters_at(step + 1)

@@ -1,4 +1,4 @@
-"""Where rows come from: memory, a memory-mapped file, batches that somebody else makes; and their way to a GPU."""
+"""Where rows come from: memory, a memory-mapped file, batches that somebody else makes."""
 
 import mmap
 from collections.abc import Iterable, Iterator
@@ -12,6 +12,7 @@ from . import shuffle
 from .spec import Spec, as_tensor, check_data
 
 Pair = tuple[Tensor, Tensor]  # x (rows, K), y (rows, M)
+_ORDER_NUMBERS = 1 << 16  # rows whose order is drawn at a time
 
 
 class Table:
@@ -48,8 +49,10 @@ class Table:
 
     def batches(self, spec: Spec) -> Iterator[Pair]:
         """A mini-batch for each step, gathered."""
-        for rows, _ in shuffle.batches(spec.seed, spec.n, spec.batch_size, spec.steps, 1, torch.device("cpu")):
-            for part in rows.to(self.x.device).split(spec.batch_size):
+        for rows, sizes in shuffle.batches(
+            spec.seed, spec.n, spec.batch_size, spec.steps, _ORDER_NUMBERS, self.x.device
+        ):
+            for part in rows.split(sizes):
                 yield self.x.index_select(0, part), self.y.index_select(0, part)
                 self.release()
 
@@ -64,11 +67,14 @@ def _map_of(data: Any) -> mmap.mmap | None:
     return None
 
 
-def batches_of(iterable: Iterable) -> Iterator[tuple[Tensor, Tensor]]:
-    """The (x, y) of each batch, from the beginning again when they end; ends where the iterable cannot be iterated twice."""
+def batches_of(iterable: Iterable, records: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """The (x, y) of each batch, from the beginning again when they end; ends where the iterable cannot be iterated twice.
+
+    `records`: whether autograd does so where the iterable comes from; it makes its batches as it would there.
+    """
     while True:
         count = 0
-        for count, batch in enumerate(iterable, 1):
+        for count, batch in enumerate(_recording(iterable, records), 1):
             if not isinstance(batch, (tuple, list)) or len(batch) != 2:
                 raise TypeError(f"x must give batches (x, y), but batch {count - 1} is {_what(batch)}")
             x, y = (as_tensor(name, part) for name, part in zip("xy", batch, strict=True))
@@ -76,6 +82,19 @@ def batches_of(iterable: Iterable) -> Iterator[tuple[Tensor, Tensor]]:
             yield x, y
         if not count:
             return
+
+
+def _recording(iterable: Iterable, records: bool) -> Iterator:
+    iterator = iter(iterable)
+    while True:
+        with torch.set_grad_enabled(records):
+            batch = next(iterator, _END)
+        if batch is _END:
+            return
+        yield batch
+
+
+_END = object()
 
 
 def _what(batch: Any) -> str:
@@ -91,39 +110,3 @@ def alike(batches: Iterable[tuple[Tensor, Tensor]], k: int, y: Tensor) -> Iterat
                 f"targets (rows, *{tuple(y.shape[1:])})"
             )
         yield x, target.unsqueeze(1) if target.dim() == 1 else target
-
-
-def on_device(pairs: Iterable[Pair], device: torch.device, dtype: torch.dtype) -> Iterator[Pair]:
-    """The pairs in one dtype on a device. To CUDA through two pinned buffers: one is copied while the other is filled."""
-    if device.type != "cuda":
-        for x, y in pairs:
-            yield x.to(device, dtype), y.to(device, dtype)
-        return
-    copies = torch.cuda.Stream(device)
-    slots: list[tuple[dict, torch.cuda.Event]] = [({}, torch.cuda.Event()) for _ in range(2)]
-    for i, pair in enumerate(pairs):
-        if pair[0].device == device:
-            yield pair[0].to(dtype), pair[1].to(dtype)
-            continue
-        buffers, copied = slots[i % 2]
-        copied.synchronize()  # only now may the host overwrite what was on its way
-        sent = []
-        with torch.cuda.stream(copies):
-            for name, tensor in zip("xy", pair, strict=True):
-                if tensor.device.type == "cpu" and not tensor.is_pinned():
-                    tensor = _pinned(buffers, name, tensor)
-                sent.append(tensor.to(device, non_blocking=True).to(dtype))
-            copied.record(copies)
-        current = torch.cuda.current_stream(device)
-        current.wait_event(copied)
-        for tensor in sent:
-            tensor.record_stream(current)
-        yield sent[0], sent[1]
-
-
-def _pinned(buffers: dict, name: str, tensor: Tensor) -> Tensor:
-    """A copy of the tensor in a pinned buffer, which grows to the largest batch."""
-    numel = tensor.numel()
-    if name not in buffers or buffers[name].numel() < numel or buffers[name].dtype is not tensor.dtype:
-        buffers[name] = torch.empty(numel, dtype=tensor.dtype, pin_memory=True)
-    return buffers[name][:numel].view(tensor.shape).copy_(tensor)

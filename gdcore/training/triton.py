@@ -9,14 +9,17 @@ from ..backends.triton import new_counter
 from ..kernels.run_batches import run_batches
 from ..kernels.run_grid import run_grid
 from ..kernels.run_resident import run_resident
+from ..kernels.run_tile import packed
 from . import shuffle
 from .engine import Engine
 from .plan import RunPlan
 from .spec import Spec
 from .steps import StepRun
 
-_LAUNCH_STEPS = 100_000  # of one launch: a tenth of a second or so, after which Ctrl-C is heard
-_ORDER_NUMBERS = 1 << 24  # row numbers drawn at a time
+_LAUNCH_SECONDS = 0.1  # that a launch is predicted to take at most: between launches Ctrl-C is heard
+_LAUNCH_STEPS = 100_000  # and its steps
+_ORDER_NUMBERS = 1 << 21  # row numbers drawn at a time: with their temporaries, about 150 MB
+_CHUNKS_TO_CAPTURE = 10  # fewer are not worth a capture, which waits for the GPU and empties allocators
 
 
 class ChipRun(Engine):
@@ -26,7 +29,8 @@ class ChipRun(Engine):
 
     def __init__(self, spec: Spec, start: Tensor, x: Tensor, y: Tensor, plan: RunPlan) -> None:
         super().__init__(spec, start)
-        self.x, self.y, self.plan = x, y, plan
+        self.chunk = max(1, min(self.chunk, int(_LAUNCH_SECONDS / (plan.predicted_step_seconds or 1e-5))))
+        self.x, self.y, self.plan = packed(x), y, plan  # once, not in each launch
         self.spare = start.new_empty(2, *start.shape)
         self.states = {0: torch.stack([start, torch.zeros_like(start)])}  # by step: parameters and momentum, (2, R, M)
         if spec.batch_size:
@@ -80,27 +84,29 @@ class GraphRun(StepRun):
     def __init__(self, spec: Spec, start: Tensor, x: Tensor, y: Tensor, backend: str) -> None:
         super().__init__(spec, start, itertools.repeat((x, y)), backend)
         self.data, self.graph = (x, y), None
-        self.options = {
-            "counter": new_counter(start.device)
-        }  # one for all steps, or each would have to be given a fresh one
+        self.options = {"counter": new_counter(start.device)}  # one for all steps, else each takes a fresh one
         self.chunk_losses = torch.empty(self.chunk, dtype=start.dtype, device=start.device)
 
     def advance(self, count: int) -> None:
-        if (
-            count < self.chunk or self.spec.record or self.done == 0
-        ):  # the first chunk warms up what a capture may not do
+        if count < self.chunk or (self.graph is None and not self.worth_capturing()):
             super().advance(count)
             return
-        if self.graph is None:
-            self.graph = self.captured()
+        self.graph = self.graph or self.captured()
         self.graph.replay()
         self.losses[self.done : self.done + count] = self.chunk_losses
         self.keep(self.done + count)
 
+    def worth_capturing(self) -> bool:
+        """Not the first chunk, which compiles and allocates what a capture may not, and not the trajectory's copies."""
+        left = self.spec.steps - self.done
+        return self.done > 0 and left >= _CHUNKS_TO_CAPTURE * self.chunk and not self.spec.record
+
     def captured(self) -> torch.cuda.CUDAGraph:
         """A chunk of steps. Capturing computes nothing."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # On a stream of this device, and without forbidding other threads, a DataLoader's for one, to allocate.
+        stream = torch.cuda.Stream(self.weight.device)
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             for i in range(self.chunk):
                 self.chunk_losses[i] = self.step(*self.data)
         return graph

@@ -57,7 +57,7 @@ def test_every_epoch_is_a_permutation(n):
 def test_an_epoch_in_parts_is_the_same_epoch(n, block, monkeypatch):
     monkeypatch.setattr(shuffle, "_BLOCK", block)
     for epoch, size in itertools.product((0, 7), {1 if n < 500 else 13, 3 if n < 500 else 64, n // 2 + 1, n, n + 5}):
-        parts = list(shuffle.parts(11, epoch, n, size))
+        parts = list(shuffle.parts(11, epoch, n, size, CPU))
         assert all(len(part) == size for part in parts[:-1])
         assert 0 < len(parts[-1]) <= size
         assert torch.equal(torch.cat(parts), orders(11, range(epoch, epoch + 1), n)[0])
@@ -181,7 +181,7 @@ def test_the_global_random_state_is_not_touched_nor_asked():
 
 def test_an_order_takes_no_memory_however_many_rows_there_are():
     n = 10**15
-    part = next(shuffle.parts(1, 0, n, 1000))
+    part = next(shuffle.parts(1, 0, n, 1000, CPU))
     assert len(set(part.tolist())) == 1000
     assert 0 <= part.min() < part.max() < n
     assert part.max() > n // 2

@@ -10,7 +10,7 @@ import torch
 import gdcore
 from fit_support import assert_as_stock, assert_bitwise, loop, problem
 from gdcore import backends, training
-from gdcore.training import shuffle, steps, triton
+from gdcore.training import choice, shuffle, steps, triton
 from gdcore.training.spec import Spec
 from support import DEVICE, DTYPES
 
@@ -107,8 +107,12 @@ def test_a_run_in_many_launches_is_bitwise_the_run_in_one(method, record, monkey
         assert launches == expected
 
 
-def test_a_launch_is_short_enough_to_be_interrupted():
-    assert triton.ChipRun.chunk == triton._LAUNCH_STEPS <= 1_000_000
+@pytest.mark.parametrize(("seconds", "chunk"), [(1e-7, 100_000), (5e-6, 20_000), (1.0, 1), (None, 10_000)])
+def test_a_launch_is_short_enough_to_be_interrupted(seconds, chunk):
+    x, y = problem(9, 2, 1)
+    plan = types.SimpleNamespace(predicted_step_seconds=seconds)
+    spec = Spec(n=9, k=2, m=1, dtype=x.dtype, steps=5, lr=0.1)
+    assert triton.ChipRun(spec, torch.zeros(2, 1), x, y, plan).chunk == chunk
 
 
 @pytest.mark.parametrize("numbers", [1, 36, 40, 100, 1000], ids="{} row numbers at a time".format)
@@ -158,7 +162,7 @@ def test_the_start_is_not_overwritten_and_the_result_is_not_the_engines(monkeypa
 
 def test_a_grid_is_launched_with_its_programs(monkeypatch):
     """One program is all that the interpreter can do; the plan that asks for it is made here."""
-    plan_run = training.plan_run
+    plan_run = choice.plan_run
 
     def as_grid(spec, device, backend, **options):
         plan = plan_run(spec, device, backend, **options)
@@ -166,7 +170,7 @@ def test_a_grid_is_launched_with_its_programs(monkeypatch):
 
     x, y = problem(40, 3)
     options = {**OPTIONS, "steps": 6, "record_trajectory": True}
-    monkeypatch.setattr(training, "plan_run", as_grid)
+    monkeypatch.setattr(choice, "plan_run", as_grid)
     monkeypatch.setattr(triton.ChipRun, "chunk", 4)
     launches = counting(monkeypatch)
     result = gdcore.fit(x, y, **options)
@@ -218,7 +222,8 @@ def graphs(monkeypatch):
     made, capturing = [], []
 
     @contextlib.contextmanager
-    def graph(captured):
+    def graph(captured, stream, capture_error_mode):
+        assert (stream, capture_error_mode) == ("a stream of cpu", "thread_local")
         made.append(captured)
         capturing.append(captured)
         yield
@@ -241,6 +246,8 @@ def graphs(monkeypatch):
     monkeypatch.setattr(steps, "load", lambda _: types.SimpleNamespace(step=counted_step))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"a stream of {device}")
+    monkeypatch.setattr(triton, "_CHUNKS_TO_CAPTURE", 1)
     monkeypatch.setattr(triton.GraphRun, "step", recorded)
     yield made
     assert len(counters) <= 2, "a graph and the steps before it share one counter"
@@ -253,7 +260,7 @@ def graph_run(x, y, count, record=False, **options):
 
 
 def finished(engine, interrupted=False):
-    assert training._drive(engine, False) == interrupted
+    assert training.drive(engine, False) == interrupted
     return training._result(engine, types.SimpleNamespace(), False, interrupted, None)
 
 
@@ -267,6 +274,15 @@ def test_replayed_chunks_are_the_run(count, graphs):
     if graphs:
         assert len(graphs[0].steps) == chunk
         assert graphs[0].replays == count // chunk - 1
+
+
+@pytest.mark.parametrize("chunks", [10, 11])
+def test_a_short_run_is_not_worth_a_capture(chunks, graphs, monkeypatch):
+    """The first chunk is taken step by step in any case."""
+    monkeypatch.setattr(triton, "_CHUNKS_TO_CAPTURE", 10)
+    x, y = problem(40, 3, 2)
+    finished(graph_run(x, y, chunks * triton.GraphRun.chunk, **OPTIONS))
+    assert len(graphs) == (chunks == 11)
 
 
 def test_a_trajectory_takes_every_step_by_itself(graphs):

@@ -102,6 +102,26 @@ def an_iterable_of_batches():
     assert_as_stock(result, x, y, slack=2.0, batches=batches, **OPTIONS)
 
 
+def batches_that_end_in_one_process_end_the_run_in_all():
+    """A step is taken with a batch of everybody, or not at all."""
+    x, y = data()
+    rows = torch.arange(80).split(10)
+    own = rows[:3] if dist.get_rank() == 0 else rows[3:]
+    with pytest.warns(UserWarning, match="ended after 3 of 12 steps"):
+        result = gdcore.fit(((x[i], y[i]) for i in own), **OPTIONS)
+    assert_everywhere_the_same(result)
+    batches = [torch.cat([rows[i], rows[3 + i]]) for i in range(3)]
+    assert_as_stock(result, x, y, slack=2.0, batches=batches, **{**OPTIONS, "steps": 3})
+
+
+def one_process_computes_by_itself(method):
+    """The other one takes no part, and need not call."""
+    x, y = data()
+    if dist.get_rank() == 0:
+        result = gdcore.fit(x[:40], y[:40], method=method, distributed=False, **OPTIONS)
+        assert_as_stock(result, x[:40], y[:40], slack=2.0, **OPTIONS)
+
+
 def the_first_process_says_where_to_start(method):
     x, y = data()
     init = (torch.full((3, 2), 1.0 + dist.get_rank()), torch.full((2,), -1.0 - dist.get_rank()))
@@ -167,6 +187,8 @@ CASES |= {
     for shards, rows in (("uneven", 23), ("empty", 0))
 }
 CASES["an iterable of batches"] = (an_iterable_of_batches,)
+CASES["batches that end in one process"] = (batches_that_end_in_one_process_end_the_run_in_all,)
+CASES |= {f"one process alone, {method}": (one_process_computes_by_itself, method) for method in ("auto", "gram")}
 CASES |= {
     f"the first process's start, {method}": (the_first_process_says_where_to_start, method)
     for method in ("auto", "gram")

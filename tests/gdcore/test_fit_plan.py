@@ -8,7 +8,7 @@ import torch
 import gdcore
 from gdcore import devices, plan
 from gdcore.kernels import run_configs
-from gdcore.plan import plan_for
+from gdcore.plan import plan_for, update_in_words
 from gdcore.training.plan import BATCHES, FILE, LAUNCH_SECONDS, plan_run
 from gdcore.training.spec import Spec
 
@@ -134,7 +134,10 @@ def test_cost_of_a_resident_run_by_hand():
     assert found.bytes_written == 7 * 4 + 3 * 2 * 4  # losses, coefficients
     assert found.flops == 7 * 4 * 100 * 3 * 2
     recorded = plan_run(
-        spec(n=100, k=3, m=2, steps=7, record=True, intercept=True, dtype=torch.float64), CPU, "cpu", dtypes=(torch.float64, torch.float64)
+        spec(n=100, k=3, m=2, steps=7, record=True, intercept=True, dtype=torch.float64),
+        CPU,
+        "cpu",
+        dtypes=(torch.float64, torch.float64),
     )
     assert recorded.bytes_written == 7 * 8 + 4 * 2 * 8 + 8 * 4 * 2 * 8  # and 8 states of 4 rows of 2
     assert recorded.bytes_read == 100 * 5 * 8
@@ -156,17 +159,19 @@ def test_cost_of_gram_by_hand():
     found = plan_run(spec(n=1000, k=3, m=2, steps=7), CPU, "cpu", method="gram", dtypes=(torch.bfloat16, torch.float32))
     assert found.bytes_read == 1000 * (3 * 2 + 2 * 4)
     assert found.flops == 2 * 1000 * 5 * 5 + 7 * 2 * 3 * 3 * 2
-    assert found.workspace_bytes == 8 * 5 * 5
+    assert found.workspace_bytes == 2 * 8 * 5 * 5 + 4 * 8 * 7 * 3 * 2, (
+        "sums merged; four of the size of a chunk's steps"
+    )
 
 
 @pytest.mark.parametrize("device", [CPU, devices.H200], ids=["on a CPU", "on a GPU"])
 def test_cost_of_steps_is_that_of_as_many_steps(device):
     backend = "cpu" if device is CPU else "triton"
     found = plan_run(spec(n=10_000_000, k=4, m=17, steps=9, intercept=True), device, backend)
-    step = plan_for(
-        10_000_000, 4, 17, dtype=torch.float32, wanted=gdcore.backends.Wanted(weight=True, bias=True), device=device
-    )
-    assert found.step_path == step.path
+    wanted = gdcore.backends.Wanted(weight=True, bias=True)
+    step = plan_for(10_000_000, 4, 17, dtype=torch.float32, wanted=wanted, device=device, has_bias=True)
+    assert found.step_path.startswith(step.path)
+    assert found.step_path.endswith(f"({update_in_words(step)})") == (device is not CPU)
     assert found.bytes_read == 9 * step.bytes_read
     assert found.flops == 9 * step.flops
     assert found.workspace_bytes == step.workspace_bytes
@@ -174,6 +179,19 @@ def test_cost_of_steps_is_that_of_as_many_steps(device):
         assert found.predicted_step_seconds is None
     else:
         assert found.predicted_step_seconds == step.floor_seconds + LAUNCH_SECONDS
+
+
+@pytest.mark.parametrize("more", [{"batch_size": 5_000_000}, {"source": FILE}], ids=["mini-batches", "a file"])
+def test_no_time_is_predicted_where_the_host_takes_part(more):
+    source = {"source": more.pop("source")} if "source" in more else {}
+    found = plan_run(spec(n=10_000_000, k=4, m=17, steps=9, **more), devices.H200, "triton", **source)
+    assert found.predicted_step_seconds is None
+
+
+def test_half_precision_rows_are_counted_as_they_are():
+    kinds = torch.bfloat16, torch.bfloat16
+    found = plan_run(spec(n=10_000_000, k=64, m=1, steps=9), devices.H200, "triton", dtypes=kinds)
+    assert found.method == "steps" and 9 * 1e7 * 65 * 2 <= found.bytes_read < 9 * 1e7 * 65 * 2.1
 
 
 def test_steps_of_plain_pytorch():

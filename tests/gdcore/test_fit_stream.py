@@ -317,7 +317,7 @@ def test_control_c_at_any_moment_returns_what_has_been_learnt(run, record, monke
     data, targets = problem(100, 3, 2)
     options = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 0.01, "intercept": True, "record_trajectory": record}
     options |= RUNS[run]
-    drive, delays = training._drive, [0.05, 0.02 + 0.05 * torch.rand(()).item()]
+    drive, delays = training.drive, [0.05, 0.02 + 0.05 * torch.rand(()).item()]
 
     def drive_and_interrupt(*arguments):
         if delays:
@@ -325,8 +325,12 @@ def test_control_c_at_any_moment_returns_what_has_been_learnt(run, record, monke
             threading.Timer(drawing + delays.pop(), os.kill, (os.getpid(), signal.SIGINT)).start()
         return drive(*arguments)
 
-    monkeypatch.setattr(training, "_drive", drive_and_interrupt)
-    results = [gdcore.fit(data, targets, steps=400_000, **options) for _ in range(2)]
+    monkeypatch.setattr(training, "drive", drive_and_interrupt)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background a shell has it ignored
+    try:
+        results = [gdcore.fit(data, targets, steps=400_000, **options) for _ in range(2)]
+    finally:
+        signal.signal(signal.SIGINT, handler)
     for result in results:
         assert result.interrupted
         steps = len(result.losses)
@@ -370,8 +374,8 @@ def test_an_interrupt_while_losses_are_worked_out_from_sums_keeps_coefficients_a
     result = gdcore.fit(data, targets, **{**OPTIONS, "steps": 1000}, method="gram")
     monkeypatch.undo()
     assert result.interrupted
-    assert len(result.losses) == GramRun.chunk
-    assert_bitwise(result, gdcore.fit(data, targets, **{**OPTIONS, "steps": GramRun.chunk}, method="gram"))
+    assert len(result.losses) == 256, "a chunk"
+    assert_bitwise(result, gdcore.fit(data, targets, **{**OPTIONS, "steps": 256}, method="gram"))
 
 
 # What is shown
@@ -410,3 +414,19 @@ def test_a_compiled_caller_leaves_its_graph():
         lambda a, b: gdcore.fit(a * 2, b, lr=0.1, record_trajectory=True, **options), backend="eager"
     )
     assert_bitwise(caller(data, targets), gdcore.fit(data * 2, targets, lr=0.1, record_trajectory=True, **options))
+
+
+@pytest.mark.parametrize("records", [True, False], ids=["with gradients", "without"])
+def test_batches_are_made_as_outside_of_the_run(records):
+    """A generator may compute its features with autograd."""
+    data, targets = problem(20, 3)
+    seen = []
+
+    def batches():
+        for part in range(2):
+            seen.append(torch.is_grad_enabled())
+            yield data[part * 10 :][:10], targets[part * 10 :][:10]
+
+    with torch.set_grad_enabled(records):
+        gdcore.fit(batches(), lr=0.1, steps=2)
+    assert seen == [records] * 2

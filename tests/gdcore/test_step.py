@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -715,6 +716,52 @@ def test_any_shape_and_options(data):
         data.draw(st.sampled_from(["auto", "cpu", "triton"] if DEVICE == "cpu" else ["auto"]), "backend")
     ):
         assert_equal_to_stock(t, steps=2, **options)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64], ids=lambda kind: kind.__name__)
+def test_numbers_of_numpy_are_numbers(kind, any_backend):
+    first = draw(9, 3, 2)
+    second = copied(first)
+    ours(first, 1, lr=kind(1), momentum=kind(1), weight_decay=kind(0))
+    ours(second, 1, lr=1.0, momentum=1.0, weight_decay=0.0)
+    assert torch.equal(first["weight"], second["weight"])
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="planned for the interpreter")
+@pytest.mark.parametrize("shape", [(40, 3, 2), (50, 40, 3)], ids=["rows", "vector"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_kernels_take_float32_weights_with_half_precision_rows(shape, dtype):
+    """As a run keeps its parameters: they are read unrounded, and so is the loss."""
+    t = draw(*shape)
+    rows = {"input": t["input"].to(dtype), "target": t["target"].to(dtype)}
+    exact = copied(t | rows, torch.float64)
+    n, k, m = shape
+    found = plan.plan_for(n, k, m, dtype=dtype, wanted=Wanted(bias=True), device=devices.INTERPRETED)
+    with gdcore.use_backend("triton"), torch.no_grad():
+        loss = load("triton").step(
+            rows["input"], t["weight"], rows["target"], t["bias"], Update(0.1), None, None, found
+        )  # fmt: skip
+    expected = ours(exact, 1, lr=0.1)
+    assert loss.dtype is torch.float32 and abs(loss.item() / expected.item() - 1) < 1e-6
+    for name in ("weight", "bias"):
+        assert reference.relative_error(t[name], exact[name]) < 1e-6
+
+
+def test_interleaved_memory_is_looked_at_in_inference_mode_too():
+    with torch.inference_mode():
+        both = torch.randn(2, 6)
+        t = {"input": torch.randn(9, 3), "weight": both[:, :3], "target": torch.randn(9, 2)}
+        gdcore.linear_mse_sgd_(**t, lr=0.1, momentum=0.9, momentum_buffer=both[:, 3:])
+
+
+def test_a_compiled_step_refuses_shared_memory_too():
+    @torch.compile
+    def step(x, w, y, v):
+        return gdcore.linear_mse_sgd_(x, w, y, lr=0.1, momentum=0.9, momentum_buffer=v)
+
+    w = torch.zeros(2, 3)
+    with pytest.raises(ValueError, match="share memory"):
+        step(torch.zeros(3_000_000, 3), w[:1], torch.zeros(3_000_000, 1), w.view(-1)[:3].view(1, 3))
 
 
 @pytest.mark.skipif(DEVICE != "cuda", reason="CUDA streams and graphs")
