@@ -244,7 +244,7 @@ def step(
     return loss
 
 
-SMALL_NUMBERS = 1 << 20  # of input and target: beyond, cache-sized blocks are faster than whole passes
+SMALL_NUMBERS = 1 << 22  # of input and target: beyond, cache-sized blocks are faster than whole passes
 
 
 def small_step(

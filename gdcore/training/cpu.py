@@ -48,8 +48,9 @@ class CacheRun(Engine):
 
     def __init__(self, spec: Spec, start: Tensor, x: Tensor, y: Tensor) -> None:
         super().__init__(spec, start)
-        places = torch.empty_like(self._places.mT, memory_format=torch.contiguous_format)
-        self._places = places.mT.copy_(self._places)  # each (R, M), by columns
+        if spec.m > 1:  # each (R, M), by columns
+            places = torch.empty_like(self._places.mT, memory_format=torch.contiguous_format)
+            self._places = places.mT.copy_(self._places)
         self._grad = torch.empty_like(self._places[0])
         self._momentum = torch.zeros_like(self._grad)
         self._batches = self._mini_batches(x, y) if spec.batch_size else self._full_batches(x, y)
@@ -88,9 +89,9 @@ class CacheRun(Engine):
         spec = self.spec
         if spec.m == 1:
             a = like.new_ones(rows, spec.parameter_rows, dtype=spec.dtype)
-        else:
-            a = like.new_ones(spec.parameter_rows, rows, dtype=spec.dtype).t()
-        return a, like.new_empty(spec.m, rows, dtype=spec.dtype).t()
+            return a, like.new_empty(rows, 1, dtype=spec.dtype)
+        a = like.new_ones(spec.parameter_rows, rows, dtype=spec.dtype)
+        return a.t(), like.new_empty(spec.m, rows, dtype=spec.dtype).t()
 
     def _batch(self, a: Tensor, a_t: Tensor, y: Tensor) -> _Batch:
         y = y if self.spec.m == 1 else y.t()

@@ -7,10 +7,11 @@ import torch
 from ..backends import Wanted
 from ..devices import Device
 from ..kernels.configs import Config, accumulator_dtype
-from ..plan import plan_for, stock_wins_on_cpu, update_in_words
+from ..plan import plan_for, update_in_words
 from .spec import Spec
 
 MEMORY, FILE, BATCHES = "memory", "a memory-mapped file", "an iterable of batches"
+_CACHE_NUMBERS = 1 << 20  # of the rows of a step, which a CPU keeps twice
 _GRAM_BYTES = 8 << 20  # of one of the few temporaries
 LAUNCH_SECONDS = 2e-6  # from one launch of a CUDA graph to the next
 
@@ -139,10 +140,10 @@ def _in_cache(plan: RunPlan, method: str) -> tuple[RunPlan | None, list[str]]:
     if method == "grid":
         return None, ["a grid of programs is for GPUs"]
     rows = spec.batch_size or spec.n
-    if stock_wins_on_cpu(rows * (spec.parameter_rows + spec.m), spec.dtype, spec.dtype, "mean"):
+    if rows * (spec.parameter_rows + spec.m) <= _CACHE_NUMBERS:
         why = "mini-batches fit in the cache" if spec.batch_size else "the data fits in the cache"
         return dataclasses.replace(plan, method="resident", why=why + ": four library calls a step, nothing else"), []
-    return None, ["the rows of a step do not fit in the cache: they are streamed through it"]
+    return None, ["the rows of a step do not fit in the cache twice: each is read where it lies"]
 
 
 def _on_chip(plan: RunPlan, method: str, dtype: torch.dtype) -> tuple[RunPlan | None, list[str]]:

@@ -3,6 +3,7 @@ import torch
 
 import gdcore
 from gdcore import plan
+from gdcore.training import plan as run_plan
 from support import DEVICE
 
 
@@ -11,6 +12,7 @@ def every_shape_fused(monkeypatch):
     """On the CPU small shapes go to stock; here they stream, in blocks so small that several workers have several each."""
     for name, value in {"_STOCK_BYTES": 0, "_BLOCK_BYTES": 1 << 10, "_LEAST_ROWS": 3}.items():
         monkeypatch.setattr(plan, name, value)
+    monkeypatch.setattr(run_plan, "_CACHE_NUMBERS", 0)
     plan.plan_for.cache_clear()
     yield
     plan.plan_for.cache_clear()

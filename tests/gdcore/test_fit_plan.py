@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import gdcore
-from gdcore import devices, plan
+from gdcore import devices
 from gdcore.kernels import run_configs
 from gdcore.plan import plan_for, update_in_words
+from gdcore.training import plan as run_plan
 from gdcore.training.plan import BATCHES, FILE, LAUNCH_SECONDS, plan_run
 from gdcore.training.spec import Spec
 
@@ -103,10 +104,9 @@ def test_gram_is_never_chosen_unasked(backend):
         assert plan_run(spec(n=n), device, backend).method != "gram"
 
 
-def test_the_cache_is_counted_in_bytes_of_what_is_calculated_in():
-    most = plan._STOCK_BYTES
-    for dtype, size in ((torch.float32, 4), (torch.float64, 8)):
-        rows = most // (size * 4)  # of two features, a column of ones and a target
+def test_the_cache_is_counted_in_numbers_that_are_calculated_with():
+    rows = run_plan._CACHE_NUMBERS // 4  # of two features, a column of ones and a target
+    for dtype in (torch.float32, torch.float64):
         for n, method in ((rows, "resident"), (rows + 1, "steps")):
             assert plan_run(spec(n=n, dtype=dtype, intercept=True), CPU, "cpu").method == method
             assert plan_run(spec(n=10 * rows, batch_size=n, dtype=dtype, intercept=True), CPU, "cpu").method == method
