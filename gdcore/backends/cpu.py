@@ -261,48 +261,32 @@ def small_step(
     momentum_buffer: Tensor | None,
     bias_momentum_buffer: Tensor | None,
 ) -> Tensor:
-    """The fewest calls that keep every digit, where the calls are all the cost; all tensors of one dtype."""
+    """The fewest calls that make stock's roundings, to the last bit of weight and bias, where the calls are all the cost.
+
+    All tensors have one dtype. Scaled before the product and not after it, as autograd does: near zero, where a parameter
+    changes its sign, two right results have few digits in common.
+    """
     count = target.numel()
-    residual = torch.addmm(target if bias is None else target - bias, input, weight.t(), beta=-1)
+    residual = _linear(input, weight, bias).sub_(target)
     flat = residual.view(-1)
     squares = flat.dot(flat) if count <= _DOT_LENGTH else sum(part.dot(part) for part in flat.split(_DOT_LENGTH))
     loss = squares.mul_(_as_tensor(1 / count, residual.dtype))
+    residual.mul_(_as_tensor((-2 if maximize else 2) / count, residual.dtype))
     grad_weight = residual.t().mm(input)
-    scale = (-2 if maximize else 2) / count
+    grad_bias = None if bias is None else residual.sum(0)
     if momentum or weight_decay:
-        options = (lr, momentum, dampening, weight_decay, nesterov)
-        _small_update_(weight, grad_weight, momentum_buffer, scale, *options)
+        update = Update(lr, momentum, dampening, weight_decay, nesterov)
+        apply_(update, weight, grad_weight, momentum_buffer)
         if bias is not None:
-            _small_update_(bias, residual.sum(0), bias_momentum_buffer, scale, *options)
+            apply_(update, bias, grad_bias, bias_momentum_buffer)
     else:
-        weight.sub_(grad_weight, alpha=lr * scale)
+        weight.sub_(grad_weight, alpha=lr)
         if bias is not None:
-            bias.sub_(residual.sum(0), alpha=lr * scale)
+            bias.sub_(grad_bias, alpha=lr)
     return loss
 
 
-def _small_update_(
-    param: Tensor,
-    grad: Tensor,
-    momentum_buffer: Tensor | None,
-    scale: float,
-    lr: float,
-    mu: float,
-    tau: float,
-    decay: float,
-    nesterov: bool,
-) -> None:
-    """`apply_` by scale times the gradient, which has maximize's sign, in fewer calls. `grad` is used up."""
-    if nesterov:
-        apply_(Update(lr, mu, tau, decay, nesterov), param, grad.mul_(scale), momentum_buffer)
-    elif mu:
-        assert momentum_buffer is not None
-        momentum_buffer.mul_(_as_tensor(mu, param.dtype)).add_(grad, alpha=(1 - tau) * scale)
-        if decay:
-            momentum_buffer.add_(param, alpha=(1 - tau) * decay)
-        param.sub_(momentum_buffer, alpha=lr)
-    else:
-        param.sub_(grad.mul_(_as_tensor(scale, param.dtype)).add_(param, alpha=decay), alpha=lr)
+_linear = torch._C._nn.linear
 
 
 @functools.lru_cache(maxsize=64)
