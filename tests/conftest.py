@@ -12,8 +12,32 @@ if not torch.cuda.is_available():
 SEED = int(os.environ.get("GDCORE_SEED", random.SystemRandom().randrange(2**31)))
 
 
+# Files with hundreds of like cases: of these a run of the whole suite takes a random half, another one each time.
+# GDCORE_ALL=1 takes all, and so does naming a file.
+SAMPLED = {
+    "gdcore": ("test_fit.py", "test_fit_batches.py", "test_fit_chip.py", "test_fit_refusals.py", "test_step.py"),
+    "kernels": ("test_run_batches.py", "test_run_grid.py", "test_run_resident.py", "test_step.py"),
+}
+FEW = 8  # cases of one test that are all taken
+
+
 def pytest_report_header():
-    return f"fresh inputs: GDCORE_SEED={SEED} repeats them"
+    return f"fresh inputs: GDCORE_SEED={SEED} repeats them; GDCORE_ALL=1 takes every case of tests with very many"
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.option.file_or_dir or os.environ.get("GDCORE_ALL") == "1":
+        return
+    cases = {}
+    for item in items:
+        if item.path.name in SAMPLED.get(item.path.parent.name, ()):
+            cases.setdefault((item.path, item.originalname), []).append(item)
+    left_out = set()
+    for same in cases.values():
+        if len(same) > FEW:
+            left_out.update(random.Random(SEED).sample(same, (len(same) - FEW) // 2))
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=list(left_out))
 
 
 @pytest.fixture(autouse=True)

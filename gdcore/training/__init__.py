@@ -154,7 +154,7 @@ def fit(
             engine, plan = for_table(table, numbers, init, method, place)
             suggested = None
             if suggest_lr:
-                rows = on_device(table.blocks(), place, torch.float64)
+                rows = on_device(table.blocks(2), place, torch.float64)
                 suggested = largest_stable_lr(rows, engine.parameters_at(0), engine.spec)
             return _result(engine, plan, table.single, drive(engine, progress), suggested)
 

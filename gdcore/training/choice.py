@@ -57,7 +57,7 @@ def for_table(table: Table, numbers: dict, init: Any, method: str, device: torch
     backend = backend_for(device)
     plan = _plan(spec, device, backend, method=method, source=source, dtypes=(x.dtype, y.dtype), shared=shared)
     if plan.method == "gram":
-        return GramRun(spec, start, on_device(table.blocks(), device, torch.float64)), plan
+        return GramRun(spec, start, on_device(table.blocks(2), device, torch.float64)), plan
     if plan.method in ("resident", "grid"):
         if backend == "cpu":
             return CacheRun(spec, start, x, y), plan

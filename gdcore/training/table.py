@@ -35,9 +35,9 @@ class Table:
         for found in self.maps:
             found.madvise(mmap.MADV_DONTNEED)
 
-    def blocks(self) -> Iterator[Pair]:
-        """All rows, some at a time, in order."""
-        rows = max(1, self.block_bytes * len(self.x) // max(self.nbytes, 1))
+    def blocks(self, parts: int = 1) -> Iterator[Pair]:
+        """All rows, some at a time, in order; in blocks a `parts`th of the usual, where they will be widened."""
+        rows = max(1, self.block_bytes * len(self.x) // max(parts * self.nbytes, 1))
         for pair in zip(self.x.split(rows), self.y.split(rows), strict=True):
             yield pair
             self.release()
