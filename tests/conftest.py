@@ -12,13 +12,13 @@ if not torch.cuda.is_available():
 SEED = int(os.environ.get("GDCORE_SEED", random.SystemRandom().randrange(2**31)))
 
 
-# Files with hundreds of like cases: of these a run of the whole suite takes a random half, another one each time.
+# Files with hundreds of like cases: of these a run of the whole suite takes a random third, another one each time.
 # GDCORE_ALL=1 takes all, and so does naming a file.
 SAMPLED = {
     "gdcore": ("test_fit.py", "test_fit_batches.py", "test_fit_chip.py", "test_fit_refusals.py", "test_step.py"),
     "kernels": ("test_run_batches.py", "test_run_grid.py", "test_run_resident.py", "test_step.py"),
 }
-FEW = 8  # cases of one test that are all taken
+FEW = 6  # cases of one test that are all taken
 
 
 def pytest_report_header():
@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(config, items):
     left_out = set()
     for same in cases.values():
         if len(same) > FEW:
-            left_out.update(random.Random(SEED).sample(same, (len(same) - FEW) // 2))
+            left_out.update(random.Random(SEED).sample(same, 2 * (len(same) - FEW) // 3))
     items[:] = [item for item in items if item not in left_out]
     config.hook.pytest_deselected(items=list(left_out))
 
