@@ -331,8 +331,8 @@ def test_control_c_at_any_moment_returns_what_has_been_learnt(run, record, monke
         results = [gdcore.fit(data, targets, steps=400_000, **options) for _ in range(2)]
     finally:
         signal.signal(signal.SIGINT, handler)
-    for result in results:
-        assert result.interrupted
+    assert any(result.interrupted for result in results), "one may be lost: in a finalizer Python ignores exceptions"
+    for result in filter(lambda result: result.interrupted, results):
         steps = len(result.losses)
         assert steps < 400_000
         if steps:
