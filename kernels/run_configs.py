@@ -17,15 +17,16 @@ import math
 
 import torch
 
-from .configs import VECTOR_BYTES, Config, accumulator_dtype
+from .configs import VECTOR_BYTES, Config, accumulator_dtype, nearest_architecture
 
 MAX_OUTPUTS = 16  # parameters, momentum and gradients of so many are all that registers hold
 BASE = 30  # addresses, counters, scales
 WARPS = (1, 2, 4, 8, 16)
-# Bytes of the accumulator -> up to 4 warps, 8 warps, 16 warps.
-BUDGET = {4: (220, 220, 130), 8: (176, 176, 126)}
-BUDGET_WHOLE = {4: (268, 268, 130), 8: (176, 176, 126)}  # one output and no masks: N is a power of two
-BUDGET_AHEAD = {4: (258, 276, 154), 8: (256, 256, 150)}  # with the next batch
+# Architecture, bytes of the accumulator -> up to 4 warps, 8 warps, 16 warps. For 100 the assemblers of Triton 3.6 and 3.9
+# differ by 30 registers, and the more wasteful one counts.
+BUDGET = {80: {4: (220, 220, 130), 8: (176, 176, 126)}, 100: {4: (220, 190, 130), 8: (176, 176, 126)}}
+BUDGET_WHOLE = {80: {4: (268, 268, 130), 8: (176, 176, 126)}, 100: BUDGET[100]}  # one output, no masks: N a power of two
+BUDGET_AHEAD = {80: {4: (258, 276, 154), 8: (256, 256, 150)}}  # with the next batch
 WIDE = 64  # beyond, a lane holds several vectors of a row, and the estimate would be a quarter too low
 MAX_BLOCK_N = 16384
 GRID_WARPS = (8, 16)  # fewer would leave registers of a multiprocessor unused
@@ -60,13 +61,13 @@ def registers(block_n: int, k: int, m: int, dtype: torch.dtype, num_warps: int, 
     return count * 5 // 4 if k > WIDE else count
 
 
-def one_program(n: int, k: int, m: int, dtype: torch.dtype, ahead: bool) -> Config | None:
+def one_program(n: int, k: int, m: int, dtype: torch.dtype, architecture: int, ahead: bool) -> Config | None:
     """The fewest warps on which n rows fit."""
     block_n = power_of_2(n)
     if not (1 <= m <= MAX_OUTPUTS and n >= 1 and k >= 1) or block_n > MAX_BLOCK_N:
         return None
     budget = BUDGET_AHEAD if ahead else BUDGET_WHOLE if m == 1 and n == block_n else BUDGET
-    upto_4, *more = budget[accumulator_dtype(dtype).itemsize]
+    upto_4, *more = budget[nearest_architecture(architecture, budget)][accumulator_dtype(dtype).itemsize]
     for num_warps, most in zip(WARPS, (upto_4, upto_4, upto_4, *more), strict=True):
         if registers(block_n, k, m, dtype, num_warps, ahead) <= most:
             return Config(block_n=block_n, block_k=power_of_2(k), num_warps=num_warps)
@@ -83,14 +84,14 @@ def resident_config(n: int, k: int, m: int, dtype: torch.dtype, architecture: in
     dtype : torch.dtype
         Of X.
     architecture : int
-        Compute capability, major * 10 + minor. All have the same registers.
+        Compute capability, major * 10 + minor. All have the same registers, but not the same assembler.
     """
-    return one_program(n, k, m, dtype, ahead=False)
+    return one_program(n, k, m, dtype, architecture, ahead=False)
 
 
 def batches_config(batch_size: int, k: int, m: int, dtype: torch.dtype, architecture: int) -> Config | None:
     """For run_batches; None where two batches do not fit in the registers of one program. Parameters as above."""
-    return one_program(batch_size, k, m, dtype, ahead=True)
+    return one_program(batch_size, k, m, dtype, architecture, ahead=True)
 
 
 def grid_config(
@@ -105,7 +106,8 @@ def grid_config(
     block_n = max(power_of_2(-(-n // multiprocessors)), min(GRID_ROWS, power_of_2(n)))
     programs = -(-n // block_n)
     block_k, size = power_of_2(k), accumulator_dtype(dtype).itemsize // 4
-    for num_warps, budget in zip(GRID_WARPS, BUDGET[4 * size][1:], strict=True):
+    budgets = BUDGET[nearest_architecture(architecture, BUDGET)][4 * size][1:]
+    for num_warps, budget in zip(GRID_WARPS, budgets, strict=True):
         rows, vector = thread_tile(block_n, k, dtype, num_warps)
         partial = m * power_of_2(programs) * block_k // (32 * num_warps)  # numbers of all programs' sums
         held = BASE + size * (rows * (vector + m) + m * (2 * vector + 2) + partial)

@@ -96,8 +96,8 @@ def run_variants(arch: int) -> list[Variant]:
     """Every selected size of the three kernels, in the configuration that the library takes."""
     found = []
     for dtype, n, k, m, momentum, record in RESIDENT:
-        config = resident_config(n, k, m, dtype, arch)
-        found.append(run_variant("resident", dtype, n, k, m, momentum, record, config))
+        if config := resident_config(n, k, m, dtype, arch):  # on 100, 512 x 64 does not fit
+            found.append(run_variant("resident", dtype, n, k, m, momentum, record, config))
     for dtype, rows, k, m, momentum, record in BATCHES:
         config = batches_config(rows, k, m, dtype, arch)
         found.append(run_variant("batches", dtype, rows, k, m, momentum, record, config))
