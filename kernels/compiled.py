@@ -117,7 +117,7 @@ def tool(name: str, *arguments: str) -> str:
 
 
 def compile_kernel(variant: Variant, arch: int) -> Any:
-    """The compiled kernel, as triton.compile returns it."""
+    """The compiled kernel, as triton.compile returns it; arch as below, or 942 for AMD's gfx942."""
     if triton.knobs.runtime.interpret:
         raise RuntimeError(
             "kernels are interpreted in this process (TRITON_INTERPRET=1), so there is nothing to compile"
@@ -139,7 +139,8 @@ def compile_kernel(variant: Variant, arch: int) -> Any:
         "num_stages": variant.config.num_stages,
         "enable_fp_fusion": True,
     }
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    target = GPUTarget("hip", "gfx942", 64) if arch == 942 else GPUTarget("cuda", arch, 32)
+    return triton.compile(source, target=target, options=options)
 
 
 def compile_variant(variant: Variant, arch: int) -> Resources:
