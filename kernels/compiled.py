@@ -17,7 +17,7 @@ import pathlib
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -183,11 +183,18 @@ def resources_or_error(arch: int, index: int) -> tuple[str, int, dict[str, Any]]
     return variant.name, arch, figures
 
 
-def compile_shipped(architectures: Iterable[int] = ARCHITECTURES) -> dict[str, dict[str, dict[str, Any]]]:
-    """Variant name -> architecture -> figures, for everything that ships, on all cores."""
+def compile_shipped(
+    architectures: Iterable[int] = ARCHITECTURES, only: Collection[str] | None = None
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Variant name -> architecture -> figures, for everything that ships, or `only` "<name> on sm_<arch>", on all cores."""
     from .shipped import variants
 
-    tasks = [(arch, index) for arch in architectures for index in range(len(variants(arch)))]
+    tasks = [
+        (arch, index)
+        for arch in architectures
+        for index, variant in enumerate(variants(arch))
+        if only is None or f"{variant.name} on sm_{arch}" in only
+    ]
     found: dict[str, dict[str, dict[str, Any]]] = {}
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
@@ -215,10 +222,12 @@ def main() -> None:
     parser.add_argument("--arch", type=int, choices=ARCHITECTURES, action="append", help="default: all")
     parser.add_argument("--write", action="store_true", help=f"store {RESOURCES.name} (needs all architectures)")
     parser.add_argument("--json", type=pathlib.Path, help="write all figures to this file instead of printing a table")
+    parser.add_argument("--only", type=pathlib.Path, help="a file of lines <variant> on sm_<arch>")
     arguments = parser.parse_args()
-    if arguments.write and arguments.arch:
-        parser.error("--write needs all architectures, so it takes no --arch")
-    found = compile_shipped(arguments.arch or ARCHITECTURES)
+    if arguments.write and (arguments.arch or arguments.only):
+        parser.error("--write needs all variants, so it takes no --arch and no --only")
+    only = set(arguments.only.read_text().splitlines()) if arguments.only else None
+    found = compile_shipped(arguments.arch or ARCHITECTURES, only)
     if arguments.json:
         arguments.json.write_text(json.dumps({"triton": triton.__version__, "variants": found}))
         return

@@ -12,13 +12,15 @@ if not torch.cuda.is_available():
 SEED = int(os.environ.get("GDCORE_SEED", random.SystemRandom().randrange(2**31)))
 
 
-# Files with hundreds of like cases: of these a run of the whole suite takes a random third, another one each time.
+# Files with hundreds of like cases: of these a run of the whole suite takes a random third, another one each time, and of
+# the kernels that ship it compiles a random third.
 # GDCORE_ALL=1 takes all, and so does naming a file.
 SAMPLED = {
     "gdcore": ("test_fit.py", "test_fit_batches.py", "test_fit_chip.py", "test_fit_refusals.py", "test_step.py"),
     "kernels": ("test_run_batches.py", "test_run_grid.py", "test_run_resident.py", "test_step.py"),
 }
 FEW = 6  # cases of one test that are all taken
+COMPILED = ("test_compiled.py", "test_compiled_amd.py")  # a kernel takes a second or more
 
 
 def pytest_report_header():
@@ -28,14 +30,19 @@ def pytest_report_header():
 def pytest_collection_modifyitems(config, items):
     if config.option.file_or_dir or os.environ.get("GDCORE_ALL") == "1":
         return
-    cases = {}
+    cases, kernels = {}, {}
     for item in items:
-        if item.path.name in SAMPLED.get(item.path.parent.name, ()):
+        if item.path.name in COMPILED and "name" in getattr(getattr(item, "callspec", None), "params", {}):
+            kernels.setdefault(item.path, {}).setdefault(item.callspec.params["name"], []).append(item)
+        elif item.path.name in SAMPLED.get(item.path.parent.name, ()):
             cases.setdefault((item.path, item.originalname), []).append(item)
     left_out = set()
     for same in cases.values():
         if len(same) > FEW:
             left_out.update(random.Random(SEED).sample(same, 2 * (len(same) - FEW) // 3))
+    for by_name in kernels.values():
+        for name in random.Random(SEED).sample(sorted(by_name), 2 * len(by_name) // 3):
+            left_out.update(by_name[name])
     items[:] = [item for item in items if item not in left_out]
     config.hook.pytest_deselected(items=list(left_out))
 

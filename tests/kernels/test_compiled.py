@@ -23,10 +23,13 @@ ONE_PASS = {name: pair for name, pair in SHIPPED.items() if name.startswith("one
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory):
-    """Figures of every variant, compiled once, in processes that do not interpret."""
-    path = tmp_path_factory.mktemp("compiled") / "figures.json"
-    command = [sys.executable, "-m", "gdcore.kernels.compiled", "--json", str(path)]
+def compiled(tmp_path_factory, request):
+    """Figures of every variant that a selected test asks for, compiled once, in processes that do not interpret."""
+    folder = tmp_path_factory.mktemp("compiled")
+    path, only = folder / "figures.json", folder / "only"
+    asked = {item.callspec.params.get("name") for item in request.session.items if hasattr(item, "callspec")}
+    only.write_text("\n".join(asked & SHIPPED.keys()))
+    command = [sys.executable, "-m", "gdcore.kernels.compiled", "--json", str(path), "--only", str(only)]
     done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "0"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(path.read_text())["variants"]
@@ -100,12 +103,15 @@ def test_sgd_keeps_enough_loads_in_flight(compiled, name):
 
 def test_stored_figures_are_those_of_their_compiler(compiled):
     stored = json.loads(RESOURCES.read_text())
-    assert stored["variants"].keys() == compiled.keys()
+    assert {
+        f"{name} on sm_{arch}" for name, by_arch in stored["variants"].items() for arch in by_arch
+    } == SHIPPED.keys()
     if stored["triton"] != triton.__version__:
         pytest.skip(f"{RESOURCES.name} is from Triton {stored['triton']}, this is {triton.__version__}")
-    for name, by_arch in stored["variants"].items():
-        for arch, figures in by_arch.items():
-            now = compiled[name][arch]
+    assert compiled
+    for name, by_arch in compiled.items():
+        for arch, now in by_arch.items():
+            figures = stored["variants"][name][arch]
             assert figures == {key: now[key] for key in figures}, (
                 f"{name} on sm_{arch}: run `python -m gdcore.kernels.compiled --write`"
             )
