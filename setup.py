@@ -35,7 +35,7 @@ setup(
     ],
     package_dir={"gdcore": "gdcore", "gdcore.kernels": "kernels", "gdcore.bench": "bench"},
     package_data={
-        "gdcore": ["py.typed"],
+        "gdcore": ["py.typed", "measured/*.json"],
         "gdcore.kernels": ["*.json"],
         "gdcore.bench": ["data/*.json", "data/*.md"],
         "gdcore.bench.page": ["*.css", "*.js"],

@@ -1,4 +1,4 @@
-"""The command line, `gdcore-bench` or `python -m gdcore.bench`: run, report, compare, explain, tune, readme."""
+"""The command line, `gdcore-bench` or `python -m gdcore.bench`: run, report, compare, explain, tune, paths, readme."""
 
 import argparse
 import contextlib
@@ -11,7 +11,7 @@ from typing import NoReturn
 INTERRUPTED = 130
 MOST_SEEDS = 1 << 63
 EXTRAS = ("rich", "matplotlib")  # what makes tables and pictures
-COMMANDS = ("run", "report", "compare", "explain", "tune", "readme")
+COMMANDS = ("run", "report", "compare", "explain", "tune", "paths", "readme")
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,7 +23,7 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> Parser:
     """The commands and their options. With no command it is `run`."""
-    from . import compare, explain, selection, tuning
+    from . import compare, explain, paths, selection, tuning
 
     top = Parser(
         prog="gdcore.bench",
@@ -56,8 +56,14 @@ def parser() -> Parser:
     )
     explain.add_arguments(command("explain", explain.command, "what gdcore does with one shape, and why"))
     tuning.add_arguments(command("tune", tuning.command, "search tile configurations for this machine's GPU"))
+    paths.add_arguments(
+        command("paths", paths.command, "time every path of a shape beside stock on this machine's GPU")
+    )
     readme = command("readme", write_readme, "write a result file's figures into README.md and docs/")
     readme.add_argument("result", type=Path, metavar="RESULT.json")
+    readme.add_argument(
+        "--predict", action="store_true", help="first compute the file's predictions anew, which are no measurements"
+    )
     readme.add_argument("--readme", type=Path, default=Path("README.md"), metavar="FILE", help="default: README.md")
     return top
 
@@ -125,8 +131,11 @@ def write_report(options: argparse.Namespace) -> int:
 
 def write_readme(options: argparse.Namespace) -> int:
     """`readme`: the figures of a committed result file, in words, tables and pictures."""
-    from . import readme
+    from . import predict, readme, results
 
+    if options.predict:
+        document = results.read(options.result)
+        results.write(options.result, document | {"predicted": predict.table()})
     for path in readme.update(options.result, options.readme):
         print(f"wrote {path}")
     return 0

@@ -1,7 +1,7 @@
 """linear_mse as a case: a shape, a dtype, and what is asked for: the loss, its gradients, or a whole training step."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import ClassVar, NamedTuple
 
@@ -37,6 +37,9 @@ class Case:
     data: str = "normal"  # or a table of datasets.TABLES, whose sizes n, k, m then are
     compilers: tuple[str, ...] = ()
     seconds: float = 1.0
+    judged: int | None = (
+        None  # rows that parity is judged on, where stock's temporaries and float64 copies of all would not fit
+    )
     kind: ClassVar[str] = "linear_mse"
     bandwidth: ClassVar[str] = "read"
 
@@ -72,8 +75,14 @@ class Case:
 
     @property
     def bytes_needed(self) -> int:
-        """An upper guess of the memory that the case takes: inputs, their float64 copies, and three N x M temporaries in float64."""
+        """An upper guess of the memory that the case takes: inputs, their float64 copies, and three N x M temporaries in float64.
+
+        Where some rows are judged: inputs and gradients with their sums in float32, and a quarter of the target besides.
+        """
         inputs = sum(self.sizes.values())
+        if self.judged:
+            gradients = sum(self.sizes[name] * (self.dtype.itemsize + 4) for name in self.wanted)
+            return inputs * self.dtype.itemsize + gradients + self.sizes["target"] * self.dtype.itemsize // 4
         gradients = self.n * self.k if "input" in self.wanted else 0
         return (inputs + gradients) * (self.dtype.itemsize + 8) + 3 * 8 * self.n * self.m
 
@@ -96,10 +105,18 @@ class Case:
             "dtype": dtype_name(self.dtype),
             "wanted": list(self.wanted) if self.op != "forward" else [],
             "data": self.data,
-        }
+        } | ({"judged": self.judged} if self.judged else {})
 
     def draw(self, device: torch.device, seed: int) -> "Tensors":
         return make_tensors(self, device, seed)
+
+    def judged_part(self, operands: "Tensors") -> tuple["Case", "Tensors"]:
+        """The case of the rows that parity is judged on, and these: all, unless the case says otherwise."""
+        if self.judged is None:
+            return self, operands
+        x, w, y, b = operands
+        some = [t[: self.judged].detach().requires_grad_(t.requires_grad) for t in (x, y)]
+        return replace(self, n=self.judged, judged=None), Tensors(some[0], w, some[1], b)
 
     def widened(self, operands: "Tensors") -> "Tensors":
         return Tensors(*(None if t is None else t.detach().double().requires_grad_(t.requires_grad) for t in operands))
@@ -139,8 +156,14 @@ def make_tensors(case: Case, device: torch.device, seed: int) -> Tensors:
         values = torch.empty(shape, device=device, dtype=torch.float32).normal_(0, scale, generator=generator)
         return values.to(case.dtype)
 
+    def repeated(columns: int) -> Tensor:
+        """Fresh rows as far as parity is judged, then the same ones again: to draw them all would take longer than the rest."""
+        return draw(case.judged, columns).repeat(-(-case.n // case.judged), 1)[: case.n]
+
     bias = draw(case.m) if "bias" in case.wanted else None
-    if case.data == "normal":
+    if case.judged:
+        x, y = repeated(case.k), repeated(case.m)
+    elif case.data == "normal":
         x, y = draw(case.n, case.k), draw(case.n, case.m)
     else:
         x, y = (t.to(device, case.dtype) for t in datasets.TABLES[case.data]())

@@ -32,6 +32,7 @@ def headlines(document: Mapping) -> list[str]:
         *_runs(words.of_kind(document, "run")),
         *_host(document["host"]),
         *_clocks(rows),
+        *filter(None, [words.how_predictions_held(document)]),
     ]
 
 

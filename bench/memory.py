@@ -1,4 +1,4 @@
-"""How much memory does a call need beyond its inputs? The peak during one call, as a difference.
+"""How much memory does a call need beyond its inputs? The peak during one call, as a difference; and whether there is so much.
 
 On the CPU this is measured in a process of its own, in which freed memory goes back to the system at once
 (MALLOC_MMAP_THRESHOLD_): elsewhere a peak once reached stays, since the allocator keeps what it has. That process,
@@ -19,7 +19,8 @@ import torch
 import gdcore
 
 from .cases import Case
-from .peers import COMPILERS, Bind, in_one_line
+from .machine import free_bytes
+from .peers import COMPILERS, FOLDED, LIBRARY, OURS, Bind, as_tensor, in_one_line
 
 LEAST_NUMBERS = 9 << 20  # of an N x M matrix, which is what stock needs: below, pages and libraries blur it
 SETTINGS = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -50,6 +51,34 @@ def peak_of(bind: Bind, operands: Any, device: torch.device) -> int:
     before = _status("VmRSS")
     call()
     return max(0, _status("VmHWM") - before)
+
+
+MATRICES = {
+    OURS: 0,
+    LIBRARY: 1,
+    FOLDED: 1,
+}  # N x M that a peer holds beside the target; stock has prediction and gradient
+
+
+def tried(case: Any, peer: str, bind: Bind, operands: Any, device: torch.device) -> dict:
+    """What a peer makes of a case of which only some rows were judged: {"results"}, or {"failure", "out_of_memory"}.
+
+    The other rows repeat the judged ones, so that the mean loss and the weight's and bias's gradients are the same.
+
+    On a CPU it is not tried where it must fail: the system would end this process, or another one.
+    """
+    needed, free = MATRICES.get(peer, 2) * case.sizes["target"] * case.dtype.itemsize, free_bytes(device)
+    if device.type == "cpu" and free is not None and needed > free:
+        why = f"it holds {needed / 2**30:.1f} GiB beside its inputs, {free / 2**30:.1f} GiB are free (predicted)"
+        return {"failure": f"out of memory: {why}", "out_of_memory": True}
+    try:
+        names = ("loss", *case.wanted)
+        found = dict(zip(names, bind(operands)(), strict=True))
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        return {"failure": f"out of memory: {in_one_line(error)}", "out_of_memory": True}
+    return {"results": {name: as_tensor(found[name]).detach() for name in names if name in ("loss", "weight", "bias")}}
 
 
 def measurable(row: Mapping) -> list[str]:
@@ -91,7 +120,9 @@ def measure_apart(rows: Iterable[Mapping], seed: int) -> Iterable[tuple[int, str
 
 
 def _arguments(row: Mapping) -> dict:
-    return {name: row[name] for name in ("regime", "n", "k", "m", "dtype", "wanted", "op", "data")}
+    return {name: row[name] for name in ("regime", "n", "k", "m", "dtype", "wanted", "op", "data")} | {
+        "judged": row.get("judged")
+    }
 
 
 def _case(arguments: Mapping) -> Case:

@@ -1,5 +1,5 @@
-"""What a GPU would do, predicted where there is none: bytes, FLOPs and the floor they set, from the plan; registers and
-occupancy, from the compiled code. Nothing here is measured, and every row says so.
+"""What a GPU would do, predicted where there is none: seconds of every path, and bytes, FLOPs and the floor they set, from the
+plan; registers and occupancy, from the compiled code. Nothing here is measured, and every row says so.
 """
 
 import torch
@@ -37,6 +37,7 @@ def predict(case: Case, device: str = DEVICE) -> dict:
     """One row: what the plan says, beside the least that stock must move."""
     plan = plan_of(case, device)
     moved = plan.bytes_read + plan.bytes_written
+    paths = {other.path: other.seconds for other in plan.alternatives}
     stock_seconds = max(stock_bytes(case) / plan.device.bandwidth, plan.compute_seconds)
     return {
         "predicted": True,
@@ -52,6 +53,9 @@ def predict(case: Case, device: str = DEVICE) -> dict:
         "bytes": moved,
         "flops": plan.flops,
         "workspace_bytes": plan.workspace_bytes,
+        "predicted_seconds": plan.predicted_seconds,
+        "stock_predicted_seconds": paths.get("stock"),
+        "paths": paths,
         "floor_seconds": plan.floor_seconds,
         "bound_by": "memory" if plan.memory_seconds >= plan.compute_seconds else "arithmetic",
         "stock_bytes": stock_bytes(case),

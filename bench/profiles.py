@@ -65,6 +65,9 @@ CPU_FULL = (
     Case("C", 8_192, 2_048, 2_048, compilers=(COMPILED,), seconds=5.0),
     Case("C", 2_049, 2_047, 2_050, wanted=BOTH, seconds=5.0),
     Case("F", 4_096, 64, 32_768, seconds=5.0),
+    Case("F", 8_192, 64, 32_768, wanted=BOTH, seconds=5.0),
+    # 8 GB of target. Stock holds two more such matrices: too much for a machine of 23 GB, where this trains.
+    Case("F", 40_000, 16, 50_000, seconds=2.0, judged=200),
 )
 CUDA_QUICK = (
     Case("D", 100, 2, 1, compilers=TWO),
@@ -107,6 +110,9 @@ CUDA_FULL = (
     Case("C", 8_192, 2_048, 2_048),
     Case("C", 8_192, 4_096, 4_096, dtype=BF16, op="step", compilers=(FUNCTIONAL, GRAPHED_COMPILED)),
     Case("F", 65_536, 1_024, 32_768, dtype=BF16),
+    Case("F", 65_536, 1_024, 32_768, dtype=BF16, wanted=BOTH),
+    # 51.5 GB of target. Stock holds two more such matrices, 155 GB in all: an H200 has 150.
+    Case("F", 98_304, 2_048, 262_144, dtype=BF16, wanted=BOTH, seconds=8.0, judged=1_024),
 )
 SMOKE = (
     Case("D", 100, 2, 1, compilers=(COMPILED,), seconds=0.1),

@@ -48,8 +48,8 @@ class Table:
 
 def all_of(document: Mapping) -> list[Table]:
     """Every table that has rows."""
-    found = [parity(document), *(speed(document, kind) for kind in PEERS), columns(document), memory(document)]
-    found += [host(document["host"]), predicted(document["predicted"])]
+    found = [parity(document), *(speed(document, kind) for kind in PEERS), columns(document), held(document)]
+    found += [memory(document), host(document["host"]), predicted(document["predicted"])]
     return [table for table in found if table.rows]
 
 
@@ -138,6 +138,16 @@ def memory(document: Mapping) -> Table:
     return Table(f"Extra memory: peak of one call, {words.device_label(document['machine'])}", heads, lines)
 
 
+def held(document: Mapping) -> Table:
+    """On a GPU: what the plan's model said, beside what the device clock says."""
+    lines = []
+    for row, predicted, measured in words.held_predictions(document):
+        path = row["plan"].get("path", "")
+        lines.append([label(row), path, duration(predicted), duration(measured), times(measured / predicted)])
+    heads = ("case", "path", "predicted", "measured", "ratio")
+    return Table("Predicted and measured, device time", heads, lines, words.how_predictions_held(document))
+
+
 def host(found: Mapping) -> Table:
     """What a call costs the host."""
     lines = []
@@ -152,8 +162,17 @@ def host(found: Mapping) -> Table:
 
 
 def predicted(rows: Sequence[Mapping]) -> Table:
-    """Floors on a GPU that was not there."""
+    """Times and floors on a GPU that was not there; older files have floors alone."""
     lines = []
+    modelled = any("predicted_seconds" in row for row in rows)
+
+    def _model(row: Mapping) -> list[str]:
+        if not modelled:
+            return []
+        return [
+            duration(row[name]) if row.get(name) else "" for name in ("predicted_seconds", "stock_predicted_seconds")
+        ]
+
     for row in words.shown_predictions(rows):
         compiled = row["compiled"] or {}
         lines.append(
@@ -162,6 +181,7 @@ def predicted(rows: Sequence[Mapping]) -> Table:
                 row["path"],
                 size(row["bytes"]),
                 size(row["stock_bytes"]),
+                *_model(row),
                 duration(row["floor_seconds"]),
                 duration(row["stock_floor_seconds"]),
                 row["bound_by"],
@@ -174,6 +194,7 @@ def predicted(rows: Sequence[Mapping]) -> Table:
         "path",
         "moves",
         "stock moves",
+        *(("predicted", "stock predicted") if modelled else ()),
         "floor",
         "stock's floor",
         "bound by",
@@ -182,4 +203,6 @@ def predicted(rows: Sequence[Mapping]) -> Table:
     )
     device = rows[0]["device"] if rows else ""
     note = "Floor: bytes over bandwidth or FLOPs over rate, whichever is longer; a real call takes longer."
+    if modelled:
+        note = f"Predicted: every launch of the path by the model of gdcore/cost.py, stock's by the same. {note}"
     return Table(f"PREDICTED for one {device}, nothing here was measured", heads, lines, note)

@@ -1,5 +1,6 @@
 """Numbers and rows in words, for the console, the README and the page alike."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from .peers import (
@@ -160,11 +161,13 @@ def timing(row: Mapping, peer: str) -> Mapping | None:
 
 
 def median(row: Mapping, peer: str) -> str:
-    """A peer's median in words; `wrong` where its parity failed, `failed` where it raised, nothing where it was left out."""
+    """A peer's median in words; else `wrong`, `failed` or `no memory`, or nothing where it was left out."""
     found = timing(row, peer) if "column" in row else None
     if found:
         return duration(found["p50"])
     entry = row.get("peers", {}).get(peer, {})  # a skipped row has none
+    if entry.get("out_of_memory"):
+        return "no memory"
     return "" if "failure" not in entry else "wrong" if "parity" in entry else "failed"
 
 
@@ -176,6 +179,33 @@ def why_not(row: Mapping) -> str:
 def of_the_floor(row: Mapping) -> str:
     """The floor over gdcore's time."""
     return share(row["floor_seconds"] / timing(row, OURS)["p50"])
+
+
+def held_predictions(document: Mapping) -> list[tuple[Mapping, float, float]]:
+    """(row, predicted seconds, measured seconds) of every case that ran on a GPU: the plan's model against the device clock."""
+    if document["machine"]["device"] != "cuda":
+        return []
+    found = []
+    for row in of_kind(document, "linear_mse"):
+        predicted = row.get("plan", {}).get("predicted_seconds")
+        measured = row.get("peers", {}).get(OURS, {}).get("times", {}).get("device", {}).get("p50")
+        if predicted and measured:
+            found.append((row, predicted, measured))
+    return found
+
+
+def how_predictions_held(document: Mapping) -> str:
+    """Median and worst of measured over predicted, in a sentence; empty where nothing can be compared."""
+    held = held_predictions(document)
+    if not held:
+        return ""
+    ratios = sorted(measured / predicted for _, predicted, measured in held)
+    worst, predicted, measured = max(held, key=lambda one: abs(math.log(one[2] / one[1])))
+    return (
+        f"Predicted times against the device clock: measured takes {times(ratios[len(ratios) // 2])} as long in the median of "
+        f"{len(held)} case{'s' * (len(held) != 1)}, {times(ratios[0])} to {times(ratios[-1])}; the worst is {label(worst)}, "
+        f"predicted {duration(predicted)}, measured {duration(measured)}."
+    )
 
 
 def shown_predictions(rows: Sequence[Mapping]) -> list[Mapping]:

@@ -14,7 +14,18 @@ from .explanation import explain
 from .functional import linear_mse, matmul_mse
 from .modules import LinearMSELoss
 from .optim import SGD
+from .precision import use_float32_precision
 from .step import linear_mse_sgd_
 from .training import fit
 
-__all__ = ["SGD", "LinearMSELoss", "explain", "fit", "linear_mse", "linear_mse_sgd_", "matmul_mse", "use_backend"]
+__all__ = [
+    "SGD",
+    "LinearMSELoss",
+    "explain",
+    "fit",
+    "linear_mse",
+    "linear_mse_sgd_",
+    "matmul_mse",
+    "use_backend",
+    "use_float32_precision",
+]

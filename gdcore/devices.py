@@ -18,13 +18,17 @@ class Device(NamedTuple):
     shared_memory: int = 0  # bytes a program may ask for
     bandwidth: float = 0.0
     rates: tuple[tuple[torch.dtype | str, float], ...] = ()
+    l2_bandwidth: float = 0.0  # bytes a second from L2 to the multiprocessors
     tuned: Table | None = None  # the user's own configurations; only of a GPU that is there
 
     def __hash__(self) -> int:
         return hash(self.name)  # every call looks its plan up, and the nested rates would cost more than the rest of it
 
     def rate(self, dtype: torch.dtype, input_precision: str) -> float:
-        return dict(self.rates)["tf32" if input_precision == "tf32" else dtype]
+        """Of products. tf32x3 takes three of TF32 for each."""
+        if dtype is torch.float32 and input_precision != "ieee":
+            return dict(self.rates)["tf32"] / (3 if input_precision == "tf32x3" else 1)
+        return dict(self.rates)[dtype]
 
 
 def _cuda(
@@ -37,6 +41,7 @@ def _cuda(
     fp32: float,
     tf32: float,
     half: float,
+    l2_bandwidth: float,
 ) -> Device:
     rates = (
         (torch.float64, fp64),
@@ -45,14 +50,16 @@ def _cuda(
         (torch.float16, half),
         (torch.bfloat16, half),
     )
-    return Device(name, "cuda", architecture, sms, shared, bandwidth, rates)
+    return Device(name, "cuda", architecture, sms, shared, bandwidth, rates, l2_bandwidth)
 
 
+# L2 of the H200: at least what a published product reads through it without multicast (662 TFLOP/s on an H100 with tiles of
+# 128 x 256 x 64 in float16, 7.5 TB/s), times the same ratio of this H200's rate to that H100's (780 / 661). The others are assumed.
 CPU = Device("CPU", "cpu", sms=1)  # sms: threads
 # Bandwidth and the half-precision rate of the H200 were measured; the others are the vendors' figures less the same fraction.
-A100 = _cuda("A100", 80, 108, 166_912, 1.75e12, 17e12, 17e12, 120e12, 250e12)
-H200 = _cuda("H200", 90, 132, 232_448, 4.3e12, 52e12, 52e12, 390e12, 780e12)
-B200 = _cuda("B200", 100, 148, 232_448, 6.9e12, 33e12, 60e12, 870e12, 1750e12)
+A100 = _cuda("A100", 80, 108, 166_912, 1.75e12, 17e12, 17e12, 120e12, 250e12, 4.5e12)
+H200 = _cuda("H200", 90, 132, 232_448, 4.3e12, 52e12, 52e12, 390e12, 780e12, 8.8e12)
+B200 = _cuda("B200", 100, 148, 232_448, 6.9e12, 33e12, 60e12, 870e12, 1750e12, 12e12)
 INTERPRETED = H200._replace(name="interpreter", sms=2)
 KNOWN = {device.architecture: device for device in (A100, H200, B200)}
 

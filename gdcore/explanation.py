@@ -3,10 +3,12 @@
 import torch
 from torch import Tensor
 
-from . import autocast, devices
+from . import autocast, chunks, devices
 from .backends import Wanted, backend_for, stock_may_win
+from .cost import bound_of
 from .kernels.configs import rows_per_tile
 from .plan import Plan, plan_for
+from .precision import float32_precision
 from .validation import check_linear_mse
 
 
@@ -74,9 +76,12 @@ def plan_of(
     reduction: str,
     wanted: Wanted,
     device: devices.Device | None = None,
+    keep_residual: bool = False,
+    may_be_stock: bool | None = None,
 ) -> Plan:
     """The plan for these tensors, on their own device unless another is given."""
     m, k = weight.shape
+    is_large = input.is_cuda and device is None and target.numel() * input.dtype.itemsize >= chunks.LARGE_BYTES
     return plan_for(
         target.numel() // m if m else 0,
         k,
@@ -88,19 +93,11 @@ def plan_of(
         device=device or devices.describe(input.device, interpreted=backend == "triton"),
         contiguous=input.is_contiguous() and target.is_contiguous(),
         has_bias=bias is not None,
-        may_be_stock=stock_may_win(),
+        may_be_stock=stock_may_win() if may_be_stock is None else may_be_stock,
+        keep_residual=keep_residual,
+        free_bytes=chunks.free_bytes(input.device) if is_large else None,
         input_precision=float32_precision() if backend == "triton" and input.dtype is torch.float32 else "ieee",
     )
-
-
-def float32_precision() -> str:
-    """How torch is set to multiply float32 on CUDA: "tf32" or "ieee"."""
-    found = _PRECISION("cuda", "matmul") if _PRECISION else torch.backends.cuda.matmul.fp32_precision
-    return "tf32" if found == "tf32" else "ieee"
-
-
-# Every call on CUDA asks; torch's own property gets here through ten calls of Python.
-_PRECISION = getattr(torch._C, "_get_fp32_precision_getter", None)
 
 
 def _words(plan: Plan, wanted: Wanted, reduction: str, backend: str) -> str:
@@ -118,7 +115,13 @@ def _words(plan: Plan, wanted: Wanted, reduction: str, backend: str) -> str:
         f"memory     {_si(plan.workspace_bytes)}B beside arguments and gradients (predicted)",
     ]
     if plan.path == "streaming":
-        lines.append(f"blocks     {min(plan.block_rows, plan.n)} rows a worker, {plan.device.sms} workers")
+        columns = f" x {plan.block_columns} outputs" if plan.block_columns else ""
+        lines.append(
+            f"blocks     {min(plan.block_rows, plan.n)} rows{columns} a worker, "
+            f"{plan.workers} worker{'s' * (plan.workers != 1)}"
+        )
+    if plan.chunk_rows:
+        lines.append(f"chunks     {-(-plan.n // plan.chunk_rows)} of {plan.chunk_rows} rows")
     if plan.floor_seconds is not None:
         bound = "arithmetic" if plan.compute_seconds > plan.memory_seconds else "memory"
         lines.append(
@@ -127,11 +130,13 @@ def _words(plan: Plan, wanted: Wanted, reduction: str, backend: str) -> str:
         )
     if plan.compiled is not None:
         lines += _launch_words(plan)
+    if plan.launches and backend != "reference":
+        lines += _predicted_words(plan)
     return "\n".join(lines)
 
 
 def _launch_words(plan: Plan) -> list[str]:
-    config, made = plan.config, plan.compiled
+    config, made = plan.forward_config or plan.config, plan.compiled
     assert config is not None and made is not None
     sizes = {"rows": config.block_n, "features": config.block_k, "outputs": config.block_m}
     if plan.programs:
@@ -145,6 +150,42 @@ def _launch_words(plan: Plan) -> list[str]:
         f"{made['programs_per_sm']} programs a multiprocessor, occupancy {made['occupancy']:.0%} "
         f"(from compiled code for sm_{plan.device.architecture}{run}: {made['variant']})",
     ]
+
+
+def _predicted_words(plan: Plan) -> list[str]:
+    """The launches of the chosen path, and every other path beside it. A model's times rank paths that differ by a half."""
+    seconds = plan.predicted_seconds
+    assert seconds is not None
+    bound = bound_of(plan.launches)
+    lines = [
+        f"predicted  {_time(seconds)}, most of it {_BOUNDS[bound]}, in {_count(plan.launches, 'launch', 'launches')}:"
+    ]
+    for launch in plan.launches:
+        waves = f", {launch.tiles} tiles in {launch.waves:.3g} waves" if launch.slots else ""
+        lines.append(f"  {launch.what:<26} {_time(launch.seconds):>8}  {_BOUNDS[launch.bound]}{waves}")
+    if plan.alternatives:
+        lines.append("paths      predicted for forward and backward, the fastest first:")
+    for other in plan.alternatives:
+        told = other.why_not or ("the fastest measured" if plan.measured else "taken")
+        launches = f"{other.launches} launch{'es' * (other.launches != 1)}"
+        lines.append(f"  {other.path:<14} {_time(other.seconds):>8}  {launches:<11} {_BOUNDS[other.bound]}; {told}")
+    if plan.measured:
+        row = plan.measured
+        times = ", ".join(f"{path} {_time(taken)}" for path, taken in sorted(row.times, key=lambda pair: pair[1]))
+        lines.append(f"measured   {row.n} x {row.k} x {row.m} on {row.gpu}, {row.date}: {times}")
+    return lines
+
+
+_BOUNDS = {"memory": "memory", "arithmetic": "arithmetic", "L2": "traffic through L2", "launches": "launches"}
+
+
+def _count(items: tuple, one: str, several: str) -> str:
+    return f"{len(items)} {one if len(items) == 1 else several}"
+
+
+def _time(seconds: float) -> str:
+    """573 µs, 4.64 ms."""
+    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} µs"
 
 
 def _si(value: float) -> str:

@@ -52,7 +52,10 @@ def linear_mse(
     prediction: L = mean(E²), dW = c EᵀX, db = c Σₙ E, dX = c E W, dY = −c E, c = 2 grad_output / (N M).
     Gradients flow to any subset of input, weight, target and bias, and only the wanted ones are computed; under
     ``torch.no_grad()`` only the loss is. Nothing is modified. Double backward works. Results are bitwise the same from
-    run to run. Bytes moved when only weight and bias want a gradient and the shape is skinny: N (K + M) numbers, once;
+    run to run. Where N x M is large, a mean or sum makes all gradients in the forward pass, some rows at a time, and takes
+    memory for inputs, gradients and one chunk of E (half types also for dW in float32); a second backward pass over a graph
+    that was kept (``retain_graph=True``), and ``torch.autograd.grad`` for one tensor after the other, compute them anew.
+    Bytes moved when only weight and bias want a gradient and the shape is skinny: N (K + M) numbers, once;
     ``gdcore.explain`` predicts them for any shape.
     """
     if reduction == "mean" and _are_small_and_plain(input, weight, target, bias):
@@ -196,6 +199,8 @@ def _fused(backend: str, input: Tensor, weight: Tensor, target: Tensor, bias: Te
     if torch.compiler.is_compiling():
         return ops.linear_mse(input, weight, target, bias, reduction, *wanted)[0]
     plan = plan_of(backend, input, weight, target, bias, reduction, wanted)
+    if plan.path == "stock":
+        return reference.linear_mse(input, weight, target, bias, reduction)
     if not any(wanted):
         loss = run_forward(load(backend), input, weight, target, bias, reduction, wanted, plan).loss
         return loss.view(target.shape) if reduction == "none" else loss

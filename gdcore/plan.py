@@ -5,10 +5,13 @@ import functools
 
 import torch
 
+from . import chunks, cost, paths
 from .backends import Wanted
+from .cost import Alternative, Asked, Launch
 from .devices import CPU, Device
 from .kernels import configs, resources
 from .kernels.configs import Config, accumulator_dtype
+from .measured import Row
 from .tuned import Entry
 
 
@@ -26,6 +29,8 @@ class Plan:
     dtype: torch.dtype = torch.float32
     store_residual: bool = False  # E is written for a later product
     grad_in_forward: bool = False  # the pass that reads the data for the loss also forms dW and db
+    all_in_forward: bool = False  # it forms every wanted gradient, and the backward pass scales them in place
+    chunk_rows: int = 0  # rows of which E is formed at a time on CUDA; 0: of all
     config: Config | None = None
     tuned: Entry | None = None  # where config is the user's own, from device.tuned
     programs: int = 0  # persistent programs of a one-pass kernel
@@ -33,7 +38,16 @@ class Plan:
     weight_config: Config | None = None  # of the product dW = Eᵀ X
     split: int = 1  # parts of N in the product dW
     input_precision: str = "ieee"
+    forward_config: Config | None = (
+        None  # of the tiled forward product on tensor descriptors, for tensors that allow it
+    )
+    products_config: Config | None = None  # of dX and dW in one launch, in place of input_config and weight_config
+    products_split: int = 1  # parts of N in that launch
+    launches: tuple[Launch, ...] = ()  # of forward and backward on CUDA, with what each is predicted to take
+    alternatives: tuple[Alternative, ...] = ()  # every path that could compute it on CUDA, the fastest predicted first
+    measured: Row | None = None  # what the choice rests on, where it is no prediction
     block_rows: int = 0  # rows a CPU worker holds in cache
+    block_columns: int = 0  # of their residual, so many numbers of each row at a time; 0: all
     workers: int = (
         1  # CPU threads with rows of their own; 1: the caller alone, with torch's threads inside each product
     )
@@ -56,9 +70,29 @@ class Plan:
             return None
         if self.tuned is not None:
             return self.tuned.compiled
+        if self.forward_config is not None and self.path == "tiled":
+            name = f"forward_descriptors {cost.kind_of(self.dtype, self.input_precision)}"
+            made = resources.table().get(name, {}).get(str(self.device.architecture))
+            return made and {"variant": name, **made}
         return resources.nearest(
-            self.path, self.device.architecture, self.dtype, self.k, self.m, self.input_precision, self.store_residual
+            "tiled" if self.path == "chunked" else self.path,
+            self.device.architecture,
+            self.dtype,
+            self.k,
+            self.m,
+            self.input_precision,
+            self.store_residual,
         )
+
+    @property
+    def resident(self) -> int:
+        """Programs of the main kernel that fit on a multiprocessor, from its compiled code."""
+        return self.compiled["programs_per_sm"] if self.compiled else 1
+
+    @property
+    def predicted_seconds(self) -> float | None:
+        """Of forward and backward on the chosen path, launches included; None for a CPU."""
+        return cost.predicted_seconds(self.launches) if self.launches else None
 
     @property
     def memory_seconds(self) -> float:
@@ -84,6 +118,8 @@ def plan_for(
     has_bias: bool = False,
     input_precision: str = "ieee",
     may_be_stock: bool = True,
+    keep_residual: bool = False,
+    free_bytes: int | None = None,
 ) -> Plan:
     """The plan for input (n, k), weight (m, k), target (n, m).
 
@@ -98,7 +134,11 @@ def plan_for(
     input_precision : {"ieee", "tf32"}
         How float32 products are computed on CUDA.
     may_be_stock : bool
-        Whether small shapes on a CPU may be left to stock.
+        Whether a shape may be left to stock: small ones on a CPU, on a GPU those where it is clearly faster.
+    keep_residual : bool
+        Whether E must be there as a whole after the forward pass, if a gradient of input or target is wanted.
+    free_bytes : int, optional
+        Memory that the call may take beside its arguments, of `chunks.free_bytes`; None: enough.
     """
     plan = Plan(
         "cpu" if device.kind == "cpu" else "triton",
@@ -115,10 +155,29 @@ def plan_for(
     if 0 in (n, k, m):
         return dataclasses.replace(plan, path="stock", why="there is nothing to compute")
     if device.kind == "cpu":
-        plan = _cpu(plan, target_dtype, wanted, reduction, may_be_stock)
+        plan = _cpu(plan, target_dtype, wanted, reduction, may_be_stock, keep_residual)
     else:
-        plan = _cuda(plan, target_dtype, wanted, reduction, contiguous, has_bias)
+        plan = _cuda(plan, target_dtype, wanted, reduction, contiguous, has_bias, may_be_stock)
+        if reduction != "none" and not keep_residual and n * m * dtype.itemsize >= chunks.LARGE_BYTES:
+            plan = _in_chunks(plan, Asked(target_dtype, wanted, reduction, contiguous, has_bias), free_bytes)
     return _with_cost(plan, target_dtype, wanted, reduction, has_bias)
+
+
+def every_path(
+    n: int,
+    k: int,
+    m: int,
+    *,
+    dtype: torch.dtype,
+    wanted: Wanted,
+    device: Device,
+    has_bias: bool = False,
+    input_precision: str = "ieee",
+) -> tuple[Plan, ...]:
+    """A plan for each path that could compute the mean's loss and gradients of contiguous tensors on a GPU: what can be measured."""
+    plan = Plan("triton", "", "", device, n, k, m, dtype=dtype, input_precision=input_precision)
+    asked = Asked(dtype, wanted, "mean", True, has_bias)
+    return tuple(_with_launches(p, asked) for p in paths.candidates(plan, asked, *_one_pass_family(plan, True)))
 
 
 _STOCK_BYTES = (
@@ -139,18 +198,45 @@ def stock_wins_on_cpu(numbers: int, dtype: torch.dtype, target_dtype: torch.dtyp
     return numbers * dtype.itemsize <= _STOCK_BYTES or reduction == "none"
 
 
-def _cpu(plan: Plan, target_dtype: torch.dtype, wanted: Wanted, reduction: str, may_be_stock: bool) -> Plan:
+_LONG_ROW, _BLOCK_COLUMNS = 1024, 512  # numbers of a row of E: longer ones are made in parts, which stay in cache
+_SHORT_ROW = 256  # numbers: of E, shorter rows than this and X's cost less to keep than dX costs to scale once more
+_LARGE_GRADIENT_BYTES = (
+    16 << 20
+)  # of dW: more is scaled in place, and given to each worker only within a block's residual
+
+
+def _cpu(
+    plan: Plan, target_dtype: torch.dtype, wanted: Wanted, reduction: str, may_be_stock: bool, keep_residual: bool
+) -> Plan:
     n, k, m, dtype = plan.n, plan.k, plan.m, plan.dtype
     size = accumulator_dtype(dtype).itemsize
     rows = max(_LEAST_ROWS, _BLOCK_BYTES // (size * max(k + 2 * m, 1)))
-    rows = min(rows, max(64, _MOST_RESIDUAL_BYTES // (size * max(m, 1))))
     scalar = reduction != "none"
-    later = wanted.input or wanted.target or (not scalar and any(wanted))
+    needed = wanted.input or wanted.target
+    long_rows = wanted.target or (wanted.input and m >= min(k, _SHORT_ROW))
+    large = wanted.weight and m * k * size > _LARGE_GRADIENT_BYTES
+    everything = scalar and (long_rows or large) and not (keep_residual and needed)
+    later = any(wanted) if not scalar else needed and not everything
+    # Rows of a float16 dY have one power each, so they are made whole; and so are those of a residual that is kept.
+    in_columns = scalar and not later and m > _LONG_ROW and not (wanted.target and target_dtype is torch.float16)
+    if in_columns:
+        rows = _LEAST_ROWS // (1 if k > _SHORT_ROW else 2)
+    else:
+        rows = min(rows, max(64, _MOST_RESIDUAL_BYTES // (size * max(m, 1))))
     # The fields below hold for the stock path too: inside torch.compile's operators the streaming code computes every shape.
-    # A worker needs blocks enough to share evenly, and a gradient of its own, which together must not pass N x M.
+    # A worker needs blocks enough to share evenly, and a gradient of its own: together they must stay small.
     threads = plan.device.sms
-    workers = threads if n >= 2 * threads * rows and threads * k <= n else 1
-    plan = dataclasses.replace(plan, block_rows=rows, workers=workers, store_residual=later, grad_in_forward=scalar)
+    affordable = threads * k <= n and (threads - 1) * m * k * size <= _MOST_RESIDUAL_BYTES
+    workers = threads if n >= (1 if in_columns else 2) * threads * rows and affordable else 1
+    plan = dataclasses.replace(
+        plan,
+        block_rows=rows,
+        block_columns=_BLOCK_COLUMNS if in_columns else 0,
+        workers=workers,
+        store_residual=later,
+        grad_in_forward=scalar,
+        all_in_forward=everything,
+    )
     if may_be_stock and stock_wins_on_cpu(n * (k + m), dtype, target_dtype, reduction):
         why = (
             "the data fits in the cache, where stock's further passes over it cost little"
@@ -158,77 +244,104 @@ def _cpu(plan: Plan, target_dtype: torch.dtype, wanted: Wanted, reduction: str, 
             else 'reduction="none" makes an N x M result anyway'
         )
         return dataclasses.replace(plan, path="stock", why=why)
-    why = "rows in cache-sized blocks: loss and weight gradient from one read of the data, no N x M temporary"
+    why = "rows in cache-sized blocks: loss and gradients from one read of the data, no N x M temporary"
     return dataclasses.replace(
-        plan, path="streaming", why=why + ", but the residual is kept for the product that needs it" * later
+        plan,
+        path="streaming",
+        why=why + ", but short rows of the residual are kept for the product that needs them" * later,
     )
 
 
 def _cuda(
-    plan: Plan, target_dtype: torch.dtype, wanted: Wanted, reduction: str, contiguous: bool, has_bias: bool
+    plan: Plan,
+    target_dtype: torch.dtype,
+    wanted: Wanted,
+    reduction: str,
+    contiguous: bool,
+    has_bias: bool,
+    may_be_stock: bool,
 ) -> Plan:
-    n, k, m, dtype, device = plan.n, plan.k, plan.m, plan.dtype, plan.device
-    scalar = reduction != "none"
-    wide = target_dtype is not dtype or not scalar
-    store_residual = wanted.input or wanted.target  # of a one-pass kernel
+    asked = Asked(target_dtype, wanted, reduction, contiguous, has_bias)
+    family, why = _one_pass_family(plan, contiguous) if reduction != "none" else (None, "")
+    return paths.choose(paths.candidates(plan, asked, family, why), asked, may_be_stock)
 
-    def tuned(family: str) -> Entry | None:
-        if device.tuned is None or wide or not contiguous:  # other launches than those that were tuned
-            return None
-        return device.tuned.find(family, dtype, n, k, m, plan.input_precision, store_residual)
 
-    def product(name: str) -> Config:
-        if (entry := tuned(name)) is not None:
-            return entry.config
-        return configs.product_config(
-            name, device.architecture, dtype, n, k, m, input_precision=plan.input_precision, wide=wide
-        )
+SLOWER = 1.05  # that chunks may be, where memory is plenty
 
-    plan = dataclasses.replace(plan, input_config=product("backward_input") if wanted.input else None)
-    family, why = _one_pass_family(k, m, contiguous) if scalar else (None, "")
-    if family is not None:
-        entry = tuned("one_pass_" + family)
-        config = entry.config if entry else configs.one_pass_config(family, device.architecture, dtype, k, m)
-        tiles = -(-n // configs.rows_per_tile(family, config, k, dtype))
-        plan = dataclasses.replace(
-            plan,
-            path="one_pass_" + family,
-            why=why,
-            config=config,
-            tuned=entry,
-            store_residual=store_residual,
-            grad_in_forward=True,
-        )
-        resident = plan.compiled["programs_per_sm"]  # a persistent grid is one wave
-        return dataclasses.replace(plan, programs=max(1, min(tiles, device.sms * resident)))
 
-    weight_config = product("backward_weight")
-    plan = dataclasses.replace(
-        plan,
-        config=product("forward"),
-        tuned=tuned("forward"),
+def _in_chunks(plan: Plan, asked: Asked, free_bytes: int | None) -> Plan:
+    """The plan with its residual formed a chunk of rows at a time, where that costs no time or memory is short; else as it is."""
+    if not plan.store_residual and plan.path != "stock" and (plan.path != "library" or any(asked.wanted)):
+        return plan  # nothing of size N x M is there
+    target_dtype, wanted, _, _, has_bias = asked
+    short = None
+    if free_bytes is not None:
+        left = free_bytes - chunk_sizes(plan, target_dtype, wanted, has_bias).fixed
+        short = cost.workspace_of(plan, asked) > max(left, 0) // 2
+    base = plan
+    if plan.path in ("tiled", "library"):
+        base = plan
+    elif short:  # a one-pass kernel that keeps E for dX, or stock
+        base = paths.candidates(dataclasses.replace(plan, store_residual=False), asked, None, "")[-1]
+    else:
+        return plan
+    rows = chunks.rows_of_chunk(plan.n, chunk_sizes(base, target_dtype, wanted, has_bias), free_bytes)
+    if rows >= plan.n:
+        return plan
+    by_kernels = plan.input_precision == "tf32x3"  # which the library's products have not
+    weight_config = base.weight_config if by_kernels else None
+    tiled = base.path == "tiled"
+    why = "N x M is large: every chunk of rows makes its part of the loss and of all gradients, and the next one writes over "
+    why += "its residual; E from the tiled kernel" if tiled else "its residual; E from the library's product"
+    made = dataclasses.replace(
+        base,
+        path="chunked",
+        why=why,
+        chunk_rows=rows,
+        config=base.config if tiled else None,
+        tuned=base.tuned if tiled else None,
+        forward_config=None,
+        products_config=None,
+        input_config=base.input_config if by_kernels else None,
         weight_config=weight_config,
-        split=configs.default_split(n, k, m, weight_config, device.sms),
-        store_residual=any(wanted),
+        split=configs.default_split(rows, plan.k, plan.m, weight_config, plan.device.sms) if by_kernels else 1,
+        store_residual=False,
+        grad_in_forward=True,
+        all_in_forward=True,
+        alternatives=plan.alternatives,
+        measured=plan.measured,
     )
-    size = dtype.itemsize
-    arithmetic = 2 * n * k * m / device.rate(dtype, plan.input_precision)
-    traffic = size * (n * k + 2 * n * m + m * k) / device.bandwidth
-    # The library adds one operand in its epilogue: with half types a bias or a wider target would have to be rounded first.
-    whole = target_dtype is dtype and not (has_bias and size == 2)
-    if scalar and arithmetic > traffic and whole:
-        why = "limited by arithmetic, where the library's products are the fastest: E from its epilogue, one fused pass sums it"
-        return dataclasses.replace(plan, path="library", why=why, split=1)
-    why = "loss and residual are formed in the product's epilogue, the prediction is never stored"
-    if not scalar:
-        why = 'reduction="none": the squares are formed in the product\'s epilogue'
-    elif arithmetic > traffic:
-        why += "; the library's product would round the residual's terms"
-    return dataclasses.replace(plan, path="tiled", why=why)
+    seconds = cost.predicted_seconds(cost.launches_of(made, asked))
+    return made if short or seconds <= SLOWER * cost.predicted_seconds(plan.launches) else plan
 
 
-def _one_pass_family(k: int, m: int, contiguous: bool) -> tuple[str | None, str]:
-    """The one-pass kernel for a skinny shape, or None."""
+def chunk_sizes(plan: Plan, target_dtype: torch.dtype, wanted: Wanted, has_bias: bool) -> chunks.Sizes:
+    """Bytes that the chunked path takes beside its arguments."""
+    n, k, m, dtype = plan.n, plan.k, plan.m, plan.dtype
+    size, wide = dtype.itemsize, accumulator_dtype(dtype).itemsize
+    loss_dtype = torch.promote_types(dtype, target_dtype)
+    residual = m * (loss_dtype if wanted.target else dtype).itemsize
+    row = residual
+    if wanted.target and loss_dtype is not dtype:
+        row += m * size  # E once more, as the products take it
+    if wanted.input and dtype is torch.float16:
+        row += k * wide  # dX before it is rounded
+    sums = wanted.weight * m * k + wanted.bias * m
+    fixed = sums * (wide + size * (wide != size)) + n * (
+        wanted.input * k * size + wanted.target * m * target_dtype.itemsize
+    )
+    by_library = plan.path == "library" or plan.config is None
+    if by_library and size == 2 and (has_bias or loss_dtype is not dtype):
+        fixed += min(n, chunks.WIDE_ROWS) * m * wide
+    return chunks.Sizes(row, residual, fixed)
+
+
+TALL_ROWS = 2**31 - 2**20  # that one_pass_tall counts in 32 bits
+
+
+def _one_pass_family(plan: Plan, contiguous: bool) -> tuple[str | None, str]:
+    """The one-pass kernel for a shape, or None."""
+    k, m = plan.k, plan.m
     once = "loss and gradient from one read of the data: "
     if contiguous and k <= 16 and m <= 4 and k * m <= 32:
         return "rows", once + "a thread owns whole rows"
@@ -236,6 +349,8 @@ def _one_pass_family(k: int, m: int, contiguous: bool) -> tuple[str | None, str]
         return "vector", once + "a tile of rows, sums kept per element"
     if k <= 256 and m <= 16:
         return "dot", once + "both products from tiles in registers"
+    if plan.n <= TALL_ROWS and configs.tall_fits(plan.device.architecture, plan.dtype, k, m, plan.input_precision):
+        return "tall", once + "a program owns some outputs and streams the rows through both products"
     return None, ""
 
 
@@ -253,20 +368,38 @@ def updated_by_last_program(plan: Plan) -> bool:
 def update_in_words(plan: Plan) -> str:
     """Where `linear_mse_sgd_` makes its update on this plan's path."""
     if plan.path.startswith("one_pass"):
-        if updated_by_last_program(plan):
+        if plan.path != "one_pass_tall" and updated_by_last_program(plan):
             return "in one launch: the last program adds the partial sums and updates"
         return "in two launches: the second adds the partial sums and updates"
     if plan.path == "tiled":
         if plan.split == 1:
             return "in the epilogue of the product that makes the gradient"
         return "by the launch that adds the parts of the gradient"
+    if plan.path == "chunked":
+        return "after the last chunk"
     if plan.path == "library":
         return "in the library's product, W - lr c EᵀX, or behind it where there is momentum or the rate is a tensor"
     return "by the tensor, once the gradient is complete"
 
 
+def _with_launches(plan: Plan, asked: Asked) -> Plan:
+    launches = cost.launches_of(plan, asked)
+    return dataclasses.replace(
+        plan,
+        launches=launches,
+        bytes_read=sum(launch.read for launch in launches),
+        bytes_written=sum(launch.written for launch in launches),
+        flops=sum(launch.flops for launch in launches),
+        workspace_bytes=cost.workspace_of(plan, asked),
+    )
+
+
 def _with_cost(plan: Plan, target_dtype: torch.dtype, wanted: Wanted, reduction: str, has_bias: bool) -> Plan:
     """Bytes and FLOPs of forward and backward, each operand counted once per pass over it."""
+    if plan.device.kind == "cuda":
+        plan = _with_launches(plan, Asked(target_dtype, wanted, reduction, True, has_bias))
+        if plan.path != "chunked":
+            return plan
     n, k, m = plan.n, plan.k, plan.m
     x, y, w = n * k * plan.dtype.itemsize, n * m * target_dtype.itemsize, (m * k + has_bias * m) * plan.dtype.itemsize
     accumulator = accumulator_dtype(plan.dtype).itemsize
@@ -282,27 +415,29 @@ def _with_cost(plan: Plan, target_dtype: torch.dtype, wanted: Wanted, reduction:
         if plan.store_residual:
             written += e
             workspace += e
-        if plan.path == "library":  # addmm starts from a copy of the target, and E is read once more for the loss
-            read, written = read + 2 * e, written + e
-            if not plan.store_residual:
-                written, workspace = written + e, workspace + e
-            if has_bias:  # target - bias, made before the product
-                read, written, workspace = read + e, written + e, workspace + e
         if wanted.weight and not plan.grad_in_forward:
             read += x + e
-        if wanted.input:
+        if wanted.input and not plan.all_in_forward:
             read += e + w
-        if wanted.target:
+        if wanted.target and not plan.all_in_forward:
             read += e
-        partial = (1 + gradients) * accumulator
-        if plan.path.startswith("one_pass") and plan.programs > 1:
-            workspace += plan.programs * partial
-            read, written = read + plan.programs * partial, written + plan.programs * partial
-        if plan.path in ("tiled", "library") and wanted.weight and plan.split > 1:
-            parts = plan.split * m * k * accumulator
-            workspace, read, written = workspace + parts, read + parts, written + parts
         if plan.path == "streaming":
-            workspace += plan.workers * accumulator * (min(plan.block_rows, n) * m + gradients)
+            workspace += plan.workers * accumulator * (min(plan.block_rows, n) * (plan.block_columns or m) + gradients)
+        if plan.path == "chunked":
+            sizes = chunk_sizes(plan, target_dtype, wanted, has_bias)
+            workspace += plan.chunk_rows * sizes.row
+            if plan.dtype.itemsize < accumulator:
+                workspace += gradients * accumulator
+            passes = wanted.weight + wanted.input + wanted.target + wanted.bias
+            if plan.config is None and plan.dtype.itemsize == 2 and not has_bias and target_dtype is plan.dtype:
+                read, written = read + (2 + passes) * e, written + 2 * e  # Y copied into E, the product onto it, the loss
+            elif plan.config is None:  # the product, then E from it in one pass
+                product = n * m * accumulator
+                read, written = read + product + passes * e, written + product + e
+            else:
+                read, written = read + passes * e, written + e
+            sums = gradients * accumulator * -(-n // plan.chunk_rows)
+            read, written = read + wanted.weight * x + wanted.input * w + sums, written + sums
     written += x * wanted.input + y * wanted.target + gradients * plan.dtype.itemsize
     return dataclasses.replace(
         plan,

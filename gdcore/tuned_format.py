@@ -19,8 +19,9 @@ if TYPE_CHECKING:  # devices imports this module
 
 SCHEMA = "gdcore-tuned/1"
 DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
-ONE_PASS = ("one_pass_rows", "one_pass_vector", "one_pass_dot")
+ONE_PASS = ("one_pass_rows", "one_pass_vector", "one_pass_dot", "one_pass_tall")
 PRODUCTS = ("forward", "backward_input", "backward_weight")
+WHOLE_K = ("one_pass_dot", "one_pass_tall")  # a tile holds all of K
 FAMILIES = ONE_PASS + PRODUCTS
 # Which kernel files a family's figures rest on. configs.py is in all of them: it holds what was compared with.
 _ONE_PASS_SOURCES, _PRODUCT_SOURCES = ("common", "configs", "reduce"), ("common", "configs", "tiles")
@@ -28,6 +29,7 @@ SOURCES = {
     "one_pass_rows": ("one_pass_rows", *_ONE_PASS_SOURCES),
     "one_pass_vector": ("one_pass_vector", *_ONE_PASS_SOURCES),
     "one_pass_dot": ("one_pass_dot", "one_pass_vector", *_ONE_PASS_SOURCES),
+    "one_pass_tall": ("one_pass_tall", "one_pass_vector", *_ONE_PASS_SOURCES),
     "forward": ("forward", "reduce", *_PRODUCT_SOURCES),
     "backward_input": ("backward_input", *_PRODUCT_SOURCES),
     "backward_weight": ("backward_weight", *_PRODUCT_SOURCES),
@@ -81,7 +83,7 @@ def key_of(
     if family in PRODUCTS:
         return Key(family, dtype, _power_of_two(n), _power_of_two(k), _power_of_two(m), input_precision, False)
     if family != "one_pass_rows":
-        k = max(_power_of_two(k), 16 if family == "one_pass_dot" else 1)
+        k = max(_power_of_two(k), 16 if family in WHOLE_K else 1)
     return Key(family, dtype, 0, k, m, input_precision, residual)
 
 
@@ -191,8 +193,9 @@ def _entry(row: Mapping[str, Any], key: Key, device: "Device") -> Entry | None:
         used = name in least
         _require(length >= least[name] if used else length == 0, f"{name} is {length}")
         _require(not used or length & (length - 1) == 0, f"{name} is {length}, no power of two")
-    if key.family == "one_pass_dot":  # a tile holds all of K and M: another block would leave some out
-        _require(blocks["block_k"] == key.k and blocks["block_m"] == 16, "block_k or block_m does not span the tile")
+    if key.family in WHOLE_K:  # another block would leave some of K out, and in one_pass_dot of M
+        spans = key.family == "one_pass_tall" or blocks["block_m"] == 16
+        _require(blocks["block_k"] == key.k and spans, "block_k or block_m does not span the tile")
     _require(config["num_warps"] in WARPS, f"num_warps is {config['num_warps']!r}")
     _integer(config, "num_warps", 1, max(WARPS))
     _integer(config, "num_stages", 1, MOST_STAGES)

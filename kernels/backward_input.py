@@ -20,6 +20,48 @@ from .tiles import accumulator, grouped_tile, wrapped
 
 
 @triton.jit
+def product_over_outputs(
+    residual_ptrs,  # (BLOCK_N, BLOCK_M)
+    weight_ptrs,  # (BLOCK_M, BLOCK_K)
+    grad_ptrs,  # (BLOCK_N, BLOCK_M)
+    stride_residual_m,
+    stride_weight_m,
+    stride_grad_m,
+    M,
+    MATRIX_GRAD_OUTPUT: tl.constexpr,
+    EVEN_M: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
+    ACCUMULATOR: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """Product over all M outputs."""
+    offsets_m = tl.arange(0, BLOCK_M)
+    step = tl.full((), BLOCK_M, tl.int64)
+    acc = tl.zeros((BLOCK_N, BLOCK_K), ACCUMULATOR)
+    for start_m in range(0, M, BLOCK_M):
+        if EVEN_M:
+            residual = tl.load(residual_ptrs)
+            weight = tl.load(weight_ptrs)
+        else:
+            residual = tl.load(residual_ptrs, mask=offsets_m[None, :] < M - start_m, other=0.0)
+            weight = tl.load(weight_ptrs, mask=offsets_m[:, None] < M - start_m, other=0.0)
+        if MATRIX_GRAD_OUTPUT:
+            if EVEN_M:
+                grad_output = tl.load(grad_ptrs)
+            else:
+                grad_output = tl.load(grad_ptrs, mask=offsets_m[None, :] < M - start_m, other=0.0)
+            residual = residual.to(ACCUMULATOR) * grad_output.to(ACCUMULATOR)
+            grad_ptrs += step * stride_grad_m
+        acc = dot(residual.to(weight.dtype), weight, acc, INPUT_PRECISION)
+        residual_ptrs += step * stride_residual_m
+        weight_ptrs += step * stride_weight_m
+
+    return acc
+
+
+@triton.jit
 def backward_input_kernel(
     residual_ptr,  # (N, M)
     weight_ptr,  # (M, K)
@@ -57,26 +99,10 @@ def backward_input_kernel(
     grad_ptrs = residual_ptrs
     if MATRIX_GRAD_OUTPUT:
         grad_ptrs = grad_output_ptr + rows * stride_grad_n + columns[None, :] * stride_grad_m
-    step = tl.full((), BLOCK_M, tl.int64)
-    acc = tl.zeros((BLOCK_N, BLOCK_K), ACCUMULATOR)
-    for start_m in range(0, M, BLOCK_M):
-        if EVEN_M:
-            residual = tl.load(residual_ptrs)
-            weight = tl.load(weight_ptrs)
-        else:
-            residual = tl.load(residual_ptrs, mask=offsets_m[None, :] < M - start_m, other=0.0)
-            weight = tl.load(weight_ptrs, mask=offsets_m[:, None] < M - start_m, other=0.0)
-        if MATRIX_GRAD_OUTPUT:
-            if EVEN_M:
-                grad_output = tl.load(grad_ptrs)
-            else:
-                grad_output = tl.load(grad_ptrs, mask=offsets_m[None, :] < M - start_m, other=0.0)
-            residual = residual.to(ACCUMULATOR) * grad_output.to(ACCUMULATOR)
-            grad_ptrs += step * stride_grad_m
-        acc = dot(residual.to(weight.dtype), weight, acc, INPUT_PRECISION)
-        residual_ptrs += step * stride_residual_m
-        weight_ptrs += step * stride_weight_m
-
+    acc = product_over_outputs(
+        residual_ptrs, weight_ptrs, grad_ptrs, stride_residual_m, stride_weight_m, stride_grad_m, M,
+        MATRIX_GRAD_OUTPUT, EVEN_M, INPUT_PRECISION, ACCUMULATOR, BLOCK_N, BLOCK_K, BLOCK_M,
+    )  # fmt: skip
     factor = tl.full((), scale, ACCUMULATOR)
     if not MATRIX_GRAD_OUTPUT:
         factor *= tl.load(grad_output_ptr).to(ACCUMULATOR)

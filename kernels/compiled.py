@@ -43,6 +43,7 @@ class Variant:
     config: Config
     tensor_cores: bool = False  # HMMA / HGMMA / UTCHMMA must appear
     vector_loads: bool = False  # 128-bit global loads (or TMA) must appear
+    descriptors: bool = False  # tiles must come by TMA, and Hopper's matrix instructions must overlap
     divisible_by_16: tuple[str, ...] = field(default=())  # arguments that the launch sees as multiples of 16
 
 
@@ -83,6 +84,7 @@ COUNTED = re.compile(
     r"(?<![\w.])(?P<name>HGMMA|QGMMA|UTCHMMA|UTCQMMA|HMMA|DMMA|UTMALDG|LDGSTS|LDG|STG|LDL|STL|SHFL|BAR|USETMAXREG)"
     r"(?P<modifiers>[\w.]*)"
 )
+SERIAL_WAIT = "WARPGROUP.DEPBAR.LE gsb0, 0x0"  # for all matrix instructions of Hopper that are under way
 WIDTHS = ("LDG", "STG", "LDGSTS")
 
 
@@ -108,6 +110,8 @@ def count_instructions(sass: str) -> dict[str, int]:
             width = re.search(r"\.(64|128|256)\b", match["modifiers"])
             name += f".{width[1]}" if width else ".32"
         counts[name] += 1
+    if SERIAL_WAIT in sass:
+        counts["HGMMA waits"] = sass.count(SERIAL_WAIT)
     return dict(sorted(counts.items()))
 
 

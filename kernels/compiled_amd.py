@@ -4,7 +4,7 @@
 
 prints registers, spills, shared memory and matrix instructions. The library does not run on these GPUs yet: no configuration
 was chosen for them, nothing was measured. They get the table of 80 with two stages: asynchronous copies do not exist
-there, so a third only takes shared memory, of which there is 64 KiB.
+there, so a third only takes shared memory, of which there is 64 KiB; and no instruction of NVIDIA's assembler (PTX).
 """
 
 import argparse
@@ -37,7 +37,8 @@ class AmdResources:
 def compile_for_amd(variant: Variant) -> AmdResources:
     """Compile a variant for gfx942 and read its assembly. No GPU is needed."""
     config = replace(variant.config, num_stages=min(variant.config.num_stages, STAGES))
-    compiled = compile_kernel(replace(variant, config=config), GFX942)
+    constants = variant.constants | ({"PTX": False} if "PTX" in variant.constants else {})
+    compiled = compile_kernel(replace(variant, config=config, constants=constants), GFX942)
     assembly = compiled.asm["amdgcn"]
 
     def figure(name: str) -> int:
@@ -51,11 +52,16 @@ def compile_for_amd(variant: Variant) -> AmdResources:
     )
 
 
-def resources_or_error(index: int) -> tuple[str, AmdResources | str]:
-    """Name, and figures or what went wrong, of one shipped variant; runs in a worker process."""
+def amd_variants() -> list[Variant]:
+    """What ships for 80, without products in three TF32 parts: AMD's compiler has none."""
     from .shipped import variants
 
-    variant = variants(TABLE)[index]
+    return [variant for variant in variants(TABLE) if variant.constants.get("INPUT_PRECISION") != "tf32x3"]
+
+
+def resources_or_error(index: int) -> tuple[str, AmdResources | str]:
+    """Name, and figures or what went wrong, of one shipped variant; runs in a worker process."""
+    variant = amd_variants()[index]
     try:
         return variant.name, compile_for_amd(variant)
     except Exception as error:  # a compiler may raise anything; the caller reports it beside the variants that compiled
@@ -64,11 +70,9 @@ def resources_or_error(index: int) -> tuple[str, AmdResources | str]:
 
 def compile_shipped_for_amd() -> dict[str, AmdResources | str]:
     """Variant name -> figures or error, for everything that ships, on all cores."""
-    from .shipped import variants
-
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
-        return dict(pool.map(resources_or_error, range(len(variants(TABLE)))))
+        return dict(pool.map(resources_or_error, range(len(amd_variants()))))
 
 
 def main() -> None:

@@ -58,6 +58,103 @@ ONE_PASS_DOT = {
     100: {**_DOT_WIDE, 2: {16: (128, 4, 4), 32: (64, 4, 4), 64: (64, 3, 4), 128: (64, 3, 4), 256: (16, 4, 4)}},
 }
 
+# one_pass_tall: by architecture and kind of operands, then BLOCK_K: (block_n, block_m, stages, warps). Kinds as in PRODUCT,
+# and tf32x3. "unaligned": rows of X or Y that do not all begin at multiples of 16 bytes, or columns that do not lie side by
+# side, pass through registers one by one. Each row is the largest that compiles without spills, with a stored residual too.
+TALL_LIMIT = 512  # of K and of M
+TALL_LONG = 256  # beyond it dW fills the registers with 32 outputs, and each further block reads all of X again
+TALL_LONG_OUTPUTS = 32
+_TALL_FLOAT = {
+    "float32": {
+        16: (32, 32, 3, 4),
+        32: (16, 32, 3, 4),
+        64: (16, 16, 3, 4),
+        128: (16, 16, 3, 4),
+    },
+    "float64": {16: (16, 16, 3, 4), 32: (16, 16, 3, 4), 64: (16, 16, 3, 4), 128: (16, 16, 2, 4)},
+}
+_TALL_UNALIGNED = {
+    "half": {
+        16: (32, 64, 2, 4),
+        32: (16, 64, 2, 4),
+        64: (16, 64, 2, 4),
+        128: (16, 64, 2, 8),
+        256: (16, 64, 2, 8),
+        512: (16, 16, 2, 8),
+    },
+    "tf32": {
+        16: (16, 64, 2, 4),
+        32: (16, 64, 2, 4),
+        64: (16, 64, 2, 4),
+        128: (16, 64, 2, 4),
+        256: (16, 16, 2, 8),
+    },
+    "tf32x3": {16: (16, 32, 2, 4), 32: (16, 32, 2, 4), 64: (16, 32, 2, 4)},
+}
+_TALL_UNALIGNED |= _TALL_FLOAT
+ONE_PASS_TALL = {
+    80: {
+        **_TALL_FLOAT,
+        "half": {
+            16: (64, 128, 3, 4),
+            32: (64, 128, 3, 4),
+            64: (32, 64, 4, 4),
+            128: (32, 64, 4, 4),
+            256: (64, 64, 2, 8),
+            512: (32, 32, 2, 8),
+        },
+        "half narrow": {16: (64, 64, 3, 4), 32: (64, 64, 3, 4)},
+        "tf32": {
+            16: (32, 64, 3, 4),
+            32: (32, 64, 3, 4),
+            64: (32, 64, 2, 4),
+            128: (32, 64, 2, 8),
+            256: (16, 32, 2, 8),
+        },
+        "tf32x3": {16: (16, 32, 3, 4), 32: (16, 32, 3, 4), 64: (16, 32, 2, 4)},
+    },
+    90: {
+        **_TALL_FLOAT,
+        "half": {
+            16: (64, 128, 4, 4),
+            32: (64, 128, 4, 4),
+            64: (64, 64, 4, 4),
+            128: (64, 64, 3, 4),
+            256: (64, 128, 2, 8),
+            512: (32, 32, 2, 8),
+        },
+        "half narrow": {16: (64, 64, 4, 4), 32: (64, 64, 4, 4), 256: (32, 64, 3, 4)},
+        "tf32": {
+            16: (64, 64, 3, 4),
+            32: (64, 64, 3, 4),
+            64: (64, 64, 2, 4),
+            128: (32, 64, 2, 4),
+            256: (16, 32, 2, 4),
+        },
+        "tf32x3": {16: (32, 64, 2, 4), 32: (32, 64, 2, 4), 64: (32, 64, 2, 4)},
+    },
+    100: {
+        **_TALL_FLOAT,
+        "half": {
+            16: (64, 64, 4, 4),
+            32: (64, 64, 4, 4),
+            64: (64, 64, 4, 4),
+            128: (64, 64, 3, 4),
+            256: (32, 64, 3, 4),
+            512: (32, 64, 2, 8),
+        },
+        "tf32": {
+            16: (32, 64, 3, 4),
+            32: (32, 64, 3, 4),
+            64: (32, 64, 2, 4),
+            128: (32, 64, 2, 4),
+            256: (16, 64, 2, 8),
+        },
+        "tf32x3": {16: (16, 32, 2, 4), 32: (16, 32, 2, 4), 64: (16, 32, 2, 4)},
+    },
+}
+TALL_NARROW = 64  # outputs, up to which a row of "half narrow" is taken where there is one
+
 
 def rows_group(k: int, element_size: int) -> tuple[int, int]:
     """(rows that a lane of one_pass_rows owns, elements of one load): the widest load that tiles whole rows and fits."""
@@ -78,18 +175,65 @@ def nearest_architecture(arch: int, table: Mapping[int, object]) -> int:
     return max((known for known in table if known <= arch), default=min(table))
 
 
-def one_pass_config(family: str, arch: int, dtype: torch.dtype, k: int, m: int) -> Config:
+def tall_kind(dtype: torch.dtype, input_precision: str) -> str:
+    """The kind of operands, by which one_pass_tall's table is ordered."""
+    if dtype.itemsize == 2:
+        return "half"
+    return "float64" if dtype.itemsize == 8 else "float32" if input_precision == "ieee" else input_precision
+
+
+def tall_block_k(k: int) -> int:
+    """All of K, padded to what a matrix instruction takes."""
+    return max(1 << (k - 1).bit_length(), 16)
+
+
+def tall_fits(arch: int, dtype: torch.dtype, k: int, m: int, input_precision: str = "ieee") -> bool:
+    """Whether one_pass_tall has a configuration for so many columns of X and of Y that can be the fastest."""
+    by_block_k = ONE_PASS_TALL[nearest_architecture(arch, ONE_PASS_TALL)].get(tall_kind(dtype, input_precision), {})
+    outputs = TALL_LIMIT if k <= TALL_LONG else TALL_LONG_OUTPUTS
+    return 1 <= k <= TALL_LIMIT and 1 <= m <= outputs and tall_block_k(k) in by_block_k
+
+
+def tall_aligned(k: int, m: int, dtype: torch.dtype, contiguous: bool = True) -> bool:
+    """Whether all rows of X and Y begin at multiples of 16 bytes, if the tensors do and are `contiguous`."""
+    return contiguous and k * dtype.itemsize % VECTOR_BYTES == 0 == m * dtype.itemsize % VECTOR_BYTES
+
+
+def tall_config(arch: int, dtype: torch.dtype, k: int, m: int, input_precision: str, aligned: bool) -> Config:
+    """The shipped configuration of one_pass_tall."""
+    kind, block_k = tall_kind(dtype, input_precision), tall_block_k(k)
+    by_kind = ONE_PASS_TALL[nearest_architecture(arch, ONE_PASS_TALL)] if aligned else _TALL_UNALIGNED
+    by_block_k = by_kind[kind]
+    if m <= TALL_NARROW:
+        by_block_k = by_block_k | by_kind.get(f"{kind} narrow", {})
+    block_n, block_m, stages, warps = by_block_k[block_k]
+    return Config(block_n=block_n, block_k=block_k, block_m=block_m, num_warps=warps, num_stages=stages)
+
+
+def one_pass_config(
+    family: str,
+    arch: int,
+    dtype: torch.dtype,
+    k: int,
+    m: int,
+    input_precision: str = "ieee",
+    contiguous: bool = True,
+) -> Config:
     """The shipped configuration.
 
     Parameters
     ----------
-    family : {"rows", "vector", "dot"}
+    family : {"rows", "vector", "dot", "tall"}
     arch : int
         Compute capability, major * 10 + minor.
     dtype : torch.dtype
         Of X.
     k, m : int
         Columns of X and of Y.
+    input_precision : str
+        Of float32 products; "tall" has tables of its own for each.
+    contiguous : bool
+        Whether the rows of X and Y lie one after another, from a multiple of 16 bytes on; asked by "tall".
     """
     size = dtype.itemsize
     if family == "rows":
@@ -107,7 +251,9 @@ def one_pass_config(family: str, arch: int, dtype: torch.dtype, k: int, m: int) 
         block_k = max(block_k, 16)
         block_n, stages, warps = ONE_PASS_DOT[nearest_architecture(arch, ONE_PASS_DOT)][size][block_k]
         return Config(block_n=block_n, block_k=block_k, block_m=16, num_warps=warps, num_stages=stages)
-    raise ValueError(f"family is {family!r}, must be 'rows', 'vector' or 'dot'")
+    if family == "tall":
+        return tall_config(arch, dtype, k, m, input_precision, tall_aligned(k, m, dtype, contiguous))
+    raise ValueError(f"family is {family!r}, must be 'rows', 'vector', 'dot' or 'tall'")
 
 
 def rows_per_tile(family: str, config: Config, k: int, dtype: torch.dtype) -> int:
@@ -161,9 +307,79 @@ PRODUCT: dict[tuple[str, str], dict[int, Config]] = {
         100: Config(64, 128, 128, 8, 3),
     },
     ("backward_weight", "wide"): dict.fromkeys((80, 90, 100), Config(32, 128, 128, 8, 3)),
+    # Operands that no 16 bytes of are known to be aligned come through registers, so tiles are smaller. (float64, and what
+    # else is missing here, fits as it is.) "half unaligned" serves "wide" too.
+    ("forward", "half unaligned"): dict.fromkeys((80, 90, 100), Config(128, 32, 64, 8, 3)),
+    ("forward", "tf32 unaligned"): dict.fromkeys((80, 90, 100), Config(128, 32, 64, 8, 3)),
+    ("backward_input", "half unaligned"): dict.fromkeys((80, 90, 100), Config(128, 64, 32, 8, 3)),
+    ("backward_weight", "half unaligned"): dict.fromkeys((80, 90, 100), Config(32, 128, 64, 8, 3)),
+    ("backward_weight", "tf32 unaligned"): dict.fromkeys((80, 90, 100), Config(32, 128, 64, 8, 3)),
+    ("backward_weight", "float32 unaligned"): {
+        80: Config(16, 64, 64, 8, 3),
+        90: Config(32, 128, 64, 8, 3),
+        100: Config(32, 128, 64, 8, 3),
+    },
+    # Each operand of a tf32x3 product is held twice, its upper and its lower digits, aligned or not.
+    ("forward", "tf32x3"): dict.fromkeys((80, 90, 100), Config(128, 32, 64, 8, 3)),
+    ("backward_input", "tf32x3"): dict.fromkeys((80, 90, 100), Config(128, 64, 32, 8, 3)),
+    ("backward_weight", "tf32x3"): {
+        80: Config(32, 64, 64, 8, 3),
+        90: Config(32, 64, 128, 8, 3),
+        100: Config(32, 64, 128, 8, 3),
+    },
+    # On descriptors operands take no registers: 128 x 256, with the stages that fit beside the epilogue's pieces.
+    ("forward_descriptors", "half"): dict.fromkeys((90, 100), Config(128, 64, 256, 8, 3)),
+    ("forward_descriptors", "wide"): dict.fromkeys((90, 100), Config(128, 64, 256, 8, 3)),
+    ("forward_descriptors", "float8"): dict.fromkeys((90, 100), Config(128, 128, 256, 8, 3)),
+    ("forward_descriptors", "tf32"): dict.fromkeys((90, 100), Config(128, 32, 256, 8, 3)),
+    ("forward_descriptors", "tf32x3"): dict.fromkeys((90, 100), Config(128, 32, 128, 8, 3)),
+    # Both backward products: block_n x block_k is the tile of dX and of dW, block_m the step of both.
+    ("backward_products", "half"): {80: Config(128, 128, 32, 8, 4)},
+    ("backward_products", "wide"): {80: Config(128, 128, 32, 8, 3)},
+    ("backward_products", "tf32"): {80: Config(128, 128, 32, 8, 3)},
+    ("backward_products_descriptors", "half"): dict.fromkeys((90, 100), Config(128, 256, 64, 8, 4)),
+    ("backward_products_descriptors", "wide"): dict.fromkeys((90, 100), Config(128, 128, 32, 8, 3)),
+    ("backward_weight_step_descriptors", "half"): dict.fromkeys((90, 100), Config(64, 256, 128, 8, 4)),
 }
 
-REDUCED = {"forward": "block_k", "backward_input": "block_m", "backward_weight": "block_n"}  # the others span the tile
+# The block that steps along the reduction; the others span the tile.
+REDUCED = {
+    "forward": "block_k",
+    "backward_input": "block_m",
+    "backward_weight": "block_n",
+    "forward_descriptors": "block_k",
+    "backward_products": "block_m",
+    "backward_products_descriptors": "block_m",
+    "backward_weight_step_descriptors": "block_n",
+}
+
+
+def product_kind(family: str, dtype: torch.dtype, input_precision: str, wide: bool, aligned: bool) -> str:
+    """The kind of operands, of those that have a row in the table for a family."""
+    if dtype.itemsize == 1:
+        kind = "float8"
+    elif dtype.itemsize == 2:
+        kind = "wide" if wide and family != "forward" and aligned else "half"
+    else:
+        kind = "float64" if dtype.itemsize == 8 else input_precision.replace("ieee", "float32")
+    return kind if aligned or (family, kind + " unaligned") not in PRODUCT else kind + " unaligned"
+
+
+def product_offered(
+    family: str,
+    arch: int,
+    dtype: torch.dtype,
+    *,
+    input_precision: str = "ieee",
+    wide: bool = False,
+    aligned: bool = True,
+) -> bool:
+    """Whether the table has a configuration for these operands: the kernels on descriptors, and both backward products in
+    one launch, are offered where their compiled code holds the tensor cores' pace."""
+    if not aligned and family not in ("forward", "backward_input", "backward_weight"):
+        return False
+    row = PRODUCT.get((family, product_kind(family, dtype, input_precision, wide, aligned)), {})
+    return product_architecture(arch) in row
 
 
 def product_architecture(arch: int) -> int:
@@ -181,21 +397,24 @@ def product_config(
     *,
     input_precision: str = "ieee",
     wide: bool = False,
+    aligned: bool = True,
 ) -> Config:
     """Configuration of a tiled product.
 
     Parameters
     ----------
     family
-        "forward", "backward_input" or "backward_weight".
+        One of REDUCED's. Others than "forward", "backward_input" and "backward_weight": where product_offered() says so.
     arch
         Compute capability, 90 for 9.0.
     dtype
         Of the input and the weight.
     input_precision
-        "ieee" or "tf32", for float32.
+        "ieee", "tf32" or "tf32x3", for float32.
     wide
         A float32 residual or a matrix grad_output is read beside half operands: shorter steps, to fit shared memory.
+    aligned
+        Whether the operands' rows are dense, and start at multiples of 16 elements.
 
     Returns
     -------
@@ -204,22 +423,22 @@ def product_config(
     see default_split.
     """
     arch = product_architecture(arch)
-    if dtype.itemsize == 2:
-        kind = "wide" if wide and family != "forward" else "half"
-    else:
-        kind = "float64" if dtype.itemsize == 8 else "tf32" if input_precision == "tf32" else "float32"
-    config = PRODUCT[family, kind][arch]
+    config = PRODUCT[family, product_kind(family, dtype, input_precision, wide, aligned)][arch]
     size = {"block_n": n, "block_k": k, "block_m": m}
+    together = family.startswith("backward_products")
+    if together:  # tiles of N × K and of M × K, steps along M and N
+        size["block_n"] = size["block_m"] = max(n, m)
     block = {}
     for name, length in size.items():
         least = 32 if name == REDUCED[family] else 16
         block[name] = min(getattr(config, name), max(least, 1 << (length - 1).bit_length()))
     first, second = (name for name in block if name != REDUCED[family])
-    if family != "backward_weight":
+    if not family.startswith("backward_weight"):
         longest = max(first, second, key=block.get)
         while (
             block[longest] > 64
-            and -(-size[first] // block[first]) * -(-size[second] // block[second]) < MULTIPROCESSORS[arch]
+            and (-(-size[first] // block[first]) + together * -(-m // block[first])) * -(-size[second] // block[second])
+            < MULTIPROCESSORS[arch]
         ):
             block[longest] //= 2
             longest = max(first, second, key=block.get)
@@ -233,23 +452,49 @@ def default_split(n: int, k: int, m: int, config: Config, multiprocessors: int) 
     return max(1, min(2 * multiprocessors // tiles, steps // MIN_STEPS_PER_PART))
 
 
+def default_products_split(n: int, k: int, m: int, config: Config, multiprocessors: int) -> int:
+    """Parts of the rows for the weight's gradient where both backward products share one launch.
+
+    One, unless a tile of dW is longer than three quarters of a multiprocessor's share of all steps: then the others' tiles
+    could not fill the time it takes.
+    """
+    rows, columns, step = config.block_n, config.block_k, config.block_m
+    steps_n, steps_m = -(-n // step), -(-m // step)
+    all_steps = (-(-n // rows) * steps_m + -(-m // rows) * steps_n) * -(-k // columns)
+    longest = max(3 * all_steps // (4 * multiprocessors), MIN_STEPS_PER_PART)
+    return max(1, min(-(-steps_n // longest), steps_n // MIN_STEPS_PER_PART))
+
+
 # Numbers of a tile that a thread may hold in the epilogue that steps: weight, momentum and their addresses come on top.
 # tf32 has its operands pass through registers.
-EPILOGUE_NUMBERS = {"float64": 32, "float32": 64, "tf32": 32, "half": 64}
+EPILOGUE_NUMBERS = {"float64": 16, "float32": 64, "tf32": 32, "tf32x3": 32, "half": 64}
 
 
-def epilogue_config(config: Config, dtype: torch.dtype, input_precision: str) -> Config:
-    """The configuration of a product of the weight's gradient, with its tile small enough for an update in the epilogue."""
-    kind = "half" if dtype.itemsize == 2 else "float64" if dtype.itemsize == 8 else "tf32"
-    if kind == "tf32" and input_precision != "tf32":
-        kind = "float32"
+def epilogue_config(config: Config, dtype: torch.dtype, input_precision: str, aligned: bool = True) -> Config:
+    """The configuration of a product of the weight's gradient, with its tile small enough for an update in the epilogue.
+
+    What is not aligned is loaded and stored number by number, each with an address of its own: a quarter of the tile.
+    """
+    kind = product_kind("", dtype, input_precision, wide=False, aligned=True)
     block_k, block_m = config.block_k, config.block_m
-    while block_k * block_m > EPILOGUE_NUMBERS[kind] * 32 * config.num_warps:
+    numbers = EPILOGUE_NUMBERS[kind] // (1 if aligned else 4)
+    while block_k * block_m > numbers * 32 * config.num_warps:
         if block_k >= block_m:
             block_k //= 2
         else:
             block_m //= 2
     return Config(config.block_n, block_k, block_m, config.num_warps, config.num_stages)
+
+
+EPILOGUE_BYTES = 64 << 10  # that the pieces of a tile which pass through shared memory at a time take together
+
+
+def epilogue_parts(rows: int, columns: int, bytes_moved: int) -> int:
+    """Column blocks that a tile is finished in, where so many bytes go through shared memory for each of its numbers."""
+    parts = 1
+    while rows * columns // parts * bytes_moved > EPILOGUE_BYTES and columns // parts > 16:
+        parts *= 2
+    return parts
 
 
 def elementwise_tile(columns: int) -> tuple[int, int]:

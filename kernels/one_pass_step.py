@@ -19,6 +19,7 @@ from .arrive import last_to_arrive
 from .configs import Config, accumulator_dtype
 from .one_pass_dot import dot_arguments, one_pass_dot_kernel
 from .one_pass_rows import one_pass_rows_kernel, rows_arguments
+from .one_pass_tall import tall_partials
 from .one_pass_vector import one_pass_vector_kernel, vector_arguments
 from .step import Step, add_and_step, add_rows_step, numbers_of
 
@@ -60,9 +61,9 @@ def finish(
         numbers = numbers_of(lr_ptr, lr, mu, undamped, decay, nesterov, dtype)
         for first in range(0, 1 + M + M * K, SUMS_M):
             add_and_step(
-                sums_ptr, tl.num_programs(0), first, loss_ptr, weight_ptr, bias_ptr, momentum_ptr, bias_momentum_ptr,
-                tl.cast(stride_wm, tl.int64), tl.cast(stride_wk, tl.int64), tl.cast(stride_b, tl.int64), K, M, numbers,
-                dtype, SUMS_N, SUMS_M,
+                sums_ptr, tl.num_programs(0), 1 + M + M * K, first, loss_ptr, weight_ptr, bias_ptr, momentum_ptr,
+                bias_momentum_ptr, tl.cast(stride_wm, tl.int64), tl.cast(stride_wk, tl.int64),
+                tl.cast(stride_b, tl.int64), K, M, numbers, 1, 1, 1, dtype, SUMS_N, SUMS_M,
             )  # fmt: skip
 
 
@@ -255,7 +256,7 @@ def one_pass_step(
 
     Parameters
     ----------
-    family : {"rows", "vector", "dot"}
+    family : {"rows", "vector", "dot", "tall"}
         Its kernel's bounds of K and M, and its demands on strides, hold here too.
     input, target
         As for the family's kernel without an update.
@@ -269,8 +270,24 @@ def one_pass_step(
         What the sums of the gradients are multiplied by; negative to ascend.
     counter
         One int32 that is zero, and is zero again afterwards; no other launch may use it at the same time. None: a second
-        launch updates, or there is a single program.
+        launch updates, or there is a single program. Not used by "tall", where a second launch always does.
     """
+    if family == "tall":  # its partial sums are too many for one program
+        workspace = tall_partials(
+            input,
+            step.weight,
+            target,
+            step.bias,
+            config=config,
+            programs=programs,
+            loss_scale=loss_scale,
+            grad_scale=grad_scale,
+            want_grads=True,
+            residual=None,
+            input_precision=input_precision,
+        )
+        add_rows_step(workspace.partials, loss, step, lead=workspace.lead, losses=workspace.losses)
+        return
     kernel, step_kernel, arguments_of = FAMILIES[family]
     m, k = step.weight.shape
     length = 1 + m + m * k

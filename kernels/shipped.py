@@ -4,6 +4,8 @@ The one-pass kernels are specialised to K and M, so a selection stands for them:
 of the configuration table, with the flags that take most registers.
 """
 
+import math
+
 import torch
 
 from .compiled import Variant
@@ -16,6 +18,7 @@ from .shipped_products import product_variants
 from .shipped_runs import run_variants
 from .shipped_sgd import sgd_variants
 from .shipped_step import step_variants
+from .shipped_tall import tall_variants
 
 SHORT = {torch.float64: "fp64", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
@@ -158,9 +161,10 @@ def reduce_variant(dtype: torch.dtype, columns: int) -> Variant:
             "partials_ptr": "*" + SHORT[dtype],
             "out_ptr": "*" + SHORT[dtype],
             "n_rows": "i32",
+            "stride": "i32",
             "n_columns": "i32",
         },
-        constants={"BLOCK_N": block_n, "BLOCK_M": block_m},
+        constants={"LEAD": 1, "LOSSES": 1, "UNIT": math.gcd(columns, 4), "BLOCK_N": block_n, "BLOCK_M": block_m},
         config=Config(block_n=block_n, block_m=block_m),
         divisible_by_16=("partials_ptr", "out_ptr"),
     )
@@ -172,4 +176,5 @@ def variants(arch: int) -> list[Variant]:
     one_pass += [tile_variant("vector", arch, *shape) for shape in VECTOR]
     one_pass += [tile_variant("dot", arch, dtype, k, 16, stored, precision) for dtype, k, stored, precision in DOT]
     one_pass += [reduce_variant(torch.float32, 4), reduce_variant(torch.float64, 4112)]
+    one_pass += tall_variants(arch)
     return one_pass + product_variants(arch) + run_variants(arch) + sgd_variants() + step_variants(arch)

@@ -14,7 +14,14 @@ from .reduce import reduce_tile
 from .step import add_rows_step_kernel
 
 FLOATS = dict.fromkeys(("lr", "mu", "undamped", "decay"), "fp64") | {"nesterov": "i32"}
-OPERANDS = {"float64": "*fp64", "float32": "*fp32", "tf32": "*fp32", "half": "*bf16"}
+OPERANDS = {
+    "float64": "*fp64",
+    "float32": "*fp32",
+    "tf32": "*fp32",
+    "tf32x3": "*fp32",
+    "half": "*bf16",
+    "half unaligned": "*bf16",
+}
 TYPES = {"*fp64": torch.float64, "*fp32": torch.float32, "*bf16": torch.bfloat16}
 
 
@@ -42,8 +49,9 @@ def one_pass_step_variant(variant: Variant, momentum: bool = True) -> Variant:
 
 def epilogue_variant(kind: str, arch: int, momentum: bool = True) -> Variant:
     """The product of the weight's gradient with the update in its epilogue."""
-    operand, precision = OPERANDS[kind], "tf32" if kind == "tf32" else "ieee"
-    config = epilogue_config(PRODUCT["backward_weight", kind][arch], TYPES[operand], precision)
+    operand, precision = OPERANDS[kind], kind if kind.startswith("tf32") else "ieee"
+    unaligned = kind.endswith("unaligned")
+    config = epilogue_config(PRODUCT["backward_weight", kind][arch], TYPES[operand], precision, not unaligned)
     pointers = dict.fromkeys(("residual_ptr", "input_ptr", "weight_ptr", "bias_ptr"), operand)
     constants: dict[str, Any] = {
         "lr_ptr": None,
@@ -51,7 +59,7 @@ def epilogue_variant(kind: str, arch: int, momentum: bool = True) -> Variant:
         "stride_input_k": 1,
         "stride_weight_k": 1,
         "stride_bias": 1,
-        "EVEN_N": True,
+        "EVEN_N": not unaligned,
         "INPUT_PRECISION": precision,
         "ACCUMULATOR": tl.float64 if kind == "float64" else tl.float32,
         "BLOCK_N": config.block_n,
@@ -69,9 +77,9 @@ def epilogue_variant(kind: str, arch: int, momentum: bool = True) -> Variant:
         arguments={**pointers, **FLOATS, "scale": "fp64", **sizes},
         constants=constants,
         config=config,
-        tensor_cores=kind in ("half", "tf32"),
-        vector_loads=kind != "tf32",
-        divisible_by_16=(*pointers, *sizes),
+        tensor_cores=kind.startswith(("half", "tf32")),
+        vector_loads=not kind.startswith("tf32") and not unaligned,
+        divisible_by_16=tuple(pointers) if unaligned else (*pointers, *sizes),
     )
 
 
@@ -86,10 +94,10 @@ def adding_variants() -> list[Variant]:
             "partials_ptr": "*fp32",
             "loss_ptr": "*fp32",
             **pointers,
-            **dict.fromkeys(("n_partials", "stride_wm", "stride_wk", "stride_b", "K", "M"), "i32"),
+            **dict.fromkeys(("n_partials", "stride", "stride_wm", "stride_wk", "stride_b", "K", "M"), "i32"),
             **FLOATS,
         },
-        constants={"lr_ptr": None, "BLOCK_N": block_n, "BLOCK_M": block_m},
+        constants={"lr_ptr": None, "LEAD": 1, "LOSSES": 1, "UNIT": 2, "BLOCK_N": block_n, "BLOCK_M": block_m},
         config=Config(block_n=block_n, block_m=block_m),
         divisible_by_16=("partials_ptr", "loss_ptr", *pointers),
     )

@@ -11,6 +11,7 @@ This file has the update as a device function, and the second launch behind a on
 many for one program: as reduce.py adds them, a program for each block of columns, and then steps what belongs to those.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import triton
@@ -18,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .common import narrow
-from .reduce import reduce_tile
+from .reduce import WIDE_ALIGNMENT, WIDE_WARPS, add_columns, reduce_tile, wide_tile
 
 
 @triton.jit
@@ -53,8 +54,9 @@ def update_at(
 
 @triton.jit
 def add_and_step(
-    partials_ptr,  # (n_partials, 1 + M + M K): loss, bias gradient, weight gradient
+    partials_ptr,  # (n_partials, LEAD + M + M K): loss, bias gradient, weight gradient
     n_partials,
+    stride,  # of a row of them, in units of UNIT elements
     first,  # column
     loss_ptr,  # ()
     weight_ptr,  # (M, K)
@@ -67,35 +69,35 @@ def add_and_step(
     K,
     M,
     numbers,
+    LEAD: tl.constexpr,  # columns for the loss, as reduce.py has them
+    LOSSES: tl.constexpr,
+    UNIT: tl.constexpr,
     DTYPE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
     """Add BLOCK_M columns of the partial sums over all programs, in a fixed order, and step what they are gradients of."""
-    length = 1 + M + M * K
     columns = first + tl.arange(0, BLOCK_M)
-    rows = tl.arange(0, BLOCK_N)
-    offsets = rows[:, None].to(tl.int64) * length + columns[None, :]
-    total = tl.zeros((BLOCK_N, BLOCK_M), dtype=DTYPE)
-    for start in range(0, n_partials, BLOCK_N):
-        mask = (rows < n_partials - start)[:, None] & (columns < length)[None, :]
-        partial_ptrs = partials_ptr + tl.cast(start, tl.int64) * length + offsets
-        total += tl.load(partial_ptrs, mask=mask, other=0.0, cache_modifier=".cg")
-    sums = tl.sum(total, axis=0)
-    tl.store(loss_ptr + columns * 0, narrow(sums, loss_ptr.dtype.element_ty), mask=columns == 0)
-    outputs = (columns - 1).to(tl.int64)
+    sums = add_columns(partials_ptr, n_partials, stride, columns, UNIT, DTYPE, BLOCK_N, BLOCK_M)
+    if LEAD > 1:
+        loss = tl.sum(tl.where(columns < LOSSES, sums, 0.0), axis=0)
+        tl.store(loss_ptr, narrow(loss, loss_ptr.dtype.element_ty), mask=first == 0)
+    else:
+        tl.store(loss_ptr + columns * 0, narrow(sums, loss_ptr.dtype.element_ty), mask=columns == 0)
+    outputs = (columns - LEAD).to(tl.int64)
     if bias_ptr is not None:
         mask_bias = (outputs >= 0) & (outputs < M)
         update_at(bias_ptr, bias_momentum_ptr, outputs * stride_b, sums, mask_bias, numbers)
-    places = outputs - M
-    offsets_w = places // K * stride_wm + places % K * stride_wk
-    update_at(weight_ptr, momentum_ptr, offsets_w, sums, (places >= 0) & (columns < length), numbers)
+    places = columns - LEAD - M  # of at most M K, which 32 bits hold: 64 would divide by a routine
+    offsets_w = (places // K).to(tl.int64) * stride_wm + (places % K).to(tl.int64) * stride_wk
+    update_at(weight_ptr, momentum_ptr, offsets_w, sums, (places >= 0) & (places < M * K), numbers)
 
 
-@triton.jit(do_not_specialize=["n_partials", "stride_wm", "stride_wk", "stride_b", "K", "M", "nesterov"])
+@triton.jit(do_not_specialize=["n_partials", "stride", "stride_wm", "stride_wk", "stride_b", "K", "M", "nesterov"])
 def add_rows_step_kernel(
-    partials_ptr,  # (n_partials, 1 + M + M K)
+    partials_ptr,  # (n_partials, at least LEAD + M + M K)
     n_partials,
+    stride,
     loss_ptr,
     weight_ptr,
     bias_ptr,
@@ -112,15 +114,18 @@ def add_rows_step_kernel(
     undamped: tl.float64,
     decay: tl.float64,
     nesterov,
+    LEAD: tl.constexpr,
+    LOSSES: tl.constexpr,
+    UNIT: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
     dtype: tl.constexpr = partials_ptr.dtype.element_ty
     numbers = numbers_of(lr_ptr, lr, mu, undamped, decay, nesterov, dtype)
     add_and_step(
-        partials_ptr, n_partials, tl.program_id(0) * BLOCK_M, loss_ptr, weight_ptr, bias_ptr, momentum_ptr,
+        partials_ptr, n_partials, stride, tl.program_id(0) * BLOCK_M, loss_ptr, weight_ptr, bias_ptr, momentum_ptr,
         bias_momentum_ptr, tl.cast(stride_wm, tl.int64), tl.cast(stride_wk, tl.int64), tl.cast(stride_b, tl.int64), K, M,
-        numbers, dtype, BLOCK_N, BLOCK_M,
+        numbers, LEAD, LOSSES, UNIT, dtype, BLOCK_N, BLOCK_M,
     )  # fmt: skip
 
 
@@ -153,9 +158,12 @@ class Step(NamedTuple):
 
 
 def add_rows_step(
-    partials: Tensor,  # (rows, 1 + M + M K), contiguous
+    partials: Tensor,  # (rows, at least lead + M + M K), contiguous
     loss: Tensor,  # (), written
     step: Step,
+    *,
+    lead: int = 1,
+    losses: int = 1,
 ) -> None:
     """Sum a one-pass kernel's workspace over its rows: into the loss, and into an update of weight and bias.
 
@@ -167,14 +175,22 @@ def add_rows_step(
         In any floating dtype.
     step
         Its tensors are written.
+    lead, losses
+        Of the first `lead` columns, the first `losses` add up to the loss, as in reduce.py's add_rows.
     """
-    n_partials, length = partials.shape
+    n_partials, stride = partials.shape
     m, k = step.weight.shape
-    block_n, block_m = reduce_tile(length)
+    length = lead + m + m * k
+    if lead == 1:
+        (block_n, block_m), warps = reduce_tile(length), 4
+    else:
+        (block_n, block_m), warps = wide_tile(n_partials, length), WIDE_WARPS
+    unit = math.gcd(stride, WIDE_ALIGNMENT)
     # One program for each block of columns.
     add_rows_step_kernel[(-(-length // block_m),)](
         partials,
         n_partials,
+        stride // unit,
         loss,
         step.weight,
         step.bias,
@@ -184,8 +200,11 @@ def add_rows_step(
         K=k,
         M=m,
         **step.arguments(),
+        LEAD=lead,
+        LOSSES=losses,
+        UNIT=unit,
         BLOCK_N=block_n,
         BLOCK_M=block_m,
-        num_warps=4,
+        num_warps=warps,
         enable_fp_fusion=True,
     )

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .common import TRITON_TYPES
 from .configs import accumulator_dtype
@@ -26,9 +27,37 @@ def wrapped(offsets, size):
     return (offsets % size).to(tl.int64)
 
 
+@triton.jit
+def halves(values):
+    """The left and the right half of the columns. A thread holds its own share of both: nothing moves."""
+    ROWS: tl.constexpr = values.shape[0]
+    COLUMNS: tl.constexpr = values.shape[1] // 2
+    return tl.split(tl.permute(tl.reshape(values, (ROWS, 2, COLUMNS)), (0, 2, 1)))
+
+
 def accumulator(dtype) -> tl.dtype:
     """Triton's type of the accumulator for tensors of a torch dtype."""
     return TRITON_TYPES[accumulator_dtype(dtype)]
+
+
+def descriptors_fit(*tensors: Tensor) -> bool:
+    """Whether the copy engine can address these matrices: rows that are dense, apart, and aligned to 16 bytes.
+
+    Sizes are those of its coordinates, which are int32.
+    """
+    return all(
+        t.stride(1) == 1
+        and t.stride(0) >= t.shape[1]  # repeated rows have stride 0
+        and t.stride(0) * t.dtype.itemsize % 16 == 0
+        and t.data_ptr() % 16 == 0
+        and max(t.shape) < 2**31 - 2**16  # with room for the tile that reaches past the end
+        for t in tensors
+    )
+
+
+def descriptor(tensor: Tensor | None, rows: int, columns: int) -> TensorDescriptor | None:
+    """A row-major matrix in blocks of rows × columns."""
+    return None if tensor is None else TensorDescriptor.from_tensor(tensor, [rows, columns])
 
 
 def as_long_rows(*tensors: Tensor) -> tuple[int, int, list[tuple[int, int]]]:

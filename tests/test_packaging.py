@@ -21,6 +21,7 @@ from importlib import resources
 assert resources.files("gdcore.kernels").joinpath("resources.json").is_file()
 assert resources.files("gdcore.bench").joinpath("data", "thermometer.json").is_file()
 assert resources.files("gdcore").joinpath("py.typed").is_file()
+assert resources.files("gdcore").joinpath("measured", "none.json").is_file()
 import torch
 loss = gdcore.linear_mse(torch.randn(2_000_000, 3), torch.randn(2, 3).requires_grad_(), torch.randn(2_000_000, 2))
 loss.backward()

@@ -169,6 +169,7 @@ def _tables(document: Mapping, rows: Sequence[Mapping], columns: Sequence[str]) 
         ("Parity", _by_kind(rows, tables.parity)),
         ("Memory of one call", _by_kind(rows, tables.memory)),
         ("Host time", document.get("host") and tables.host(document["host"])),
+        ("Predicted and measured", (document.get("machine") or {}).get("device") == "cuda" and tables.held(rows)),
         (
             "Predicted for a GPU, not measured",
             document.get("predicted") and tables.predicted(document["predicted"]),

@@ -93,6 +93,36 @@ def host(found: Mapping) -> Markup:
     return table("host", what, lines, "call", lambda row: joined([row["name"], small(row.get("what") or "")]), columns)
 
 
+def held(rows: Rows) -> Markup | None:
+    """The plan's model beside the device clock, case by case; None where nothing can be compared."""
+
+    def both(row: Mapping) -> tuple[float, float] | None:
+        predicted = points.positive(points.dig(row, "plan", "predicted_seconds"))
+        measured = points.median(row, OURS, "device")
+        return (predicted, measured) if predicted and measured else None
+
+    rows = [row for row in rows if row.get("kind") == "linear_mse" and both(row)]
+    if not rows:
+        return None
+    ratios = sorted(found[1] / found[0] for row in rows if (found := both(row)))
+
+    def ratio(row: Mapping) -> Cell | None:
+        found = both(row)
+        return found and Cell(words.times(found[1] / found[0]), found[1] / found[0])
+
+    columns = {
+        "path": lambda row: Cell(points.dig(row, "plan", "path") or ""),
+        "predicted": lambda row: seconds(points.dig(row, "plan", "predicted_seconds")),
+        "measured\ndevice time": lambda row: seconds(points.median(row, OURS, "device")),
+        "ratio": ratio,
+    }
+    middle = words.times(ratios[len(ratios) // 2])
+    what = (
+        f"Measured over predicted: {middle} in the median case, {words.times(ratios[0])} to {words.times(ratios[-1])}"
+    )
+    return table("held", what, rows, "case", head, columns, marks)
+
+
 def predicted(rows: Rows) -> Markup:
     """What plan and compiled code say of a GPU."""
 
@@ -113,11 +143,12 @@ def predicted(rows: Rows) -> Markup:
         "device": lambda row: Cell(joined([row.get("device") or "?", small("PREDICTED")])),
         "path\nwhy": lambda row: Cell(joined([row.get("path") or "", small(row.get("why") or "")]), kind="why"),
         "moves\nstock moves": stock_and_ours("bytes", "stock_bytes", bytes_),
+        "predicted\nstock predicted": stock_and_ours("predicted_seconds", "stock_predicted_seconds", seconds),
         "floor\nstock's floor": stock_and_ours("floor_seconds", "stock_floor_seconds", seconds),
         "bound by": lambda row: Cell(row.get("bound_by") or ""),
         "compiled code": compiled,
     }
-    what = "PREDICTED, not measured: the least time that bytes and FLOPs need; a real call takes longer"
+    what = "PREDICTED, not measured: by the plan's model, and the least time that bytes and FLOPs need"
     rows = [{"label": words.shape(row), "name": row.get("case"), **row} for row in rows]
     return table("predicted", what, rows, "N × K × M", head, columns, marks)
 

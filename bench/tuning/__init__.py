@@ -14,6 +14,7 @@ FAMILIES = {
     "rows": "one_pass_rows",
     "vector": "one_pass_vector",
     "dot": "one_pass_dot",
+    "tall": "one_pass_tall",
     "forward": "forward",
     "backward_input": "backward_input",
     "backward_weight": "backward_weight",

@@ -8,7 +8,7 @@ import torch
 from gdcore.backends import Wanted
 from gdcore.devices import Device
 from gdcore.kernels.configs import REDUCED, Config
-from gdcore.plan import Plan, plan_for
+from gdcore.plan import Plan, every_path, plan_for
 from gdcore.tuned import Table
 from gdcore.tuned_format import Entry, Key, key_of
 
@@ -22,12 +22,15 @@ SIZES = (
     (10_000_000, 8, 1),
     (1_000_000, 256, 4),
     (1_000_000, 256, 16),
+    (1_000_000, 256, 256),
+    (1_000_000, 128, 64),
 )
 CONFIG_FIELD = {"backward_input": "input_config", "backward_weight": "weight_config"}  # of a plan; others: config
 
 ROWS_EACH, ROWS_WARPS = (1, 2, 4), (1, 2, 4, 8)  # lanes of a tile: EACH for each thread
 VECTOR_SCALES, VECTOR_STAGES, VECTOR_WARPS = (1, 0.5, 2), (1, 2, 3, 5), (4, 8)  # times the default's rows
 DOT_SCALES, DOT_STAGES, DOT_WARPS = (1, 0.5, 2), (0, -1, 1), (4, 8)  # stages: added to the default's
+TALL_SCALES, TALL_STAGES, TALL_WARPS = (1, 0.5, 2), (0, 1), (4, 8)  # of rows and of outputs
 PRODUCT_SCALES = ((1, 1), (0.5, 1), (1, 0.5), (2, 1), (1, 2))  # times the default's tile
 PRODUCT_STEPS, PRODUCT_STAGES, PRODUCT_WARPS = (1, 0.5, 2), (0, -1, 1), (8, 4)
 LARGEST_TILE = 128 * 256  # accumulators of a product: more do not fit the registers
@@ -70,16 +73,20 @@ class Job:
 
 
 def _plan(job: Job, device: Device, table: Table | None) -> Plan:
-    return plan_for(
-        job.n,
-        job.k,
-        job.m,
-        dtype=job.dtype,
-        wanted=job.wanted,
-        device=device._replace(tuned=table),
-        has_bias=True,
-        input_precision=job.input_precision,
-    )
+    """The plan of the path that launches the job's kernel, whether or not it is the one that the shape takes."""
+    path = job.family if job.family.startswith("one_pass") else "tiled"
+    return next(plan for plan in _every_path(job, device._replace(tuned=table)) if plan.path == path)
+
+
+def _every_path(job: Job, device: Device) -> tuple[Plan, ...]:
+    options = {"dtype": job.dtype, "wanted": job.wanted, "device": device, "input_precision": job.input_precision}
+    return every_path(job.n, job.k, job.m, has_bias=True, **options)
+
+
+def _taken(job: Job, device: Device) -> str:
+    """The path that the shape takes with what ships."""
+    options = {"dtype": job.dtype, "wanted": job.wanted, "input_precision": job.input_precision}
+    return plan_for(job.n, job.k, job.m, device=device._replace(tuned=None), has_bias=True, **options).path
 
 
 def jobs(
@@ -91,31 +98,34 @@ def jobs(
     input_precision: str = "ieee",
     want_input: bool = False,
 ) -> list[Job]:
-    """The kernels that loss and gradients launch at these sizes; none where the library's products are what is planned."""
+    """The kernels that loss and gradients launch at these sizes; none where the library's products are what is planned.
+
+    Families that are named are tuned at every size that they take, also where another path is faster as it ships.
+    """
     wanted = Wanted(want_input, True, False, True)
     found: dict[Key, Job] = {}
     for n, k, m in sizes:
         for dtype in dtypes:
             precision = input_precision if dtype is torch.float32 else "ieee"
-            plan = _plan(Job("", dtype, n, k, m, precision, wanted), device, None)
-            used = []
-            if plan.path.startswith("one_pass"):
-                used = [plan.path]
-            elif plan.path == "tiled":
-                used = ["forward", "backward_weight"]
-            if want_input and used:
-                used.append("backward_input")
-            for family in used:
-                if families is None or family in families:
-                    job = Job(family, dtype, n, k, m, precision, wanted)
-                    found.setdefault(job.key(device), job)
+            shape = Job("", dtype, n, k, m, precision, wanted)
+            taken = _taken(shape, device)
+            for plan in _every_path(shape, device._replace(tuned=None)):
+                if plan.path == "library" or (families is None and plan.path != taken):
+                    continue
+                used = [plan.path] if plan.path.startswith("one_pass") else ["forward", "backward_weight"]
+                if plan.input_config is not None:
+                    used.append("backward_input")
+                for family in used:
+                    if families is None or family in families:
+                        job = Job(family, dtype, n, k, m, precision, wanted)
+                        found.setdefault(job.key(device), job)
     return list(found.values())
 
 
 def candidates(job: Job, device: Device, limit: int | None = None) -> list[Config]:
     """Configurations to try, the shipped one first, then those nearest to it; at most `limit` of them."""
     default = job.config(job.plan(device))
-    makers = {"one_pass_rows": _rows, "one_pass_vector": _vector, "one_pass_dot": _dot}
+    makers = {"one_pass_rows": _rows, "one_pass_vector": _vector, "one_pass_dot": _dot, "one_pass_tall": _tall}
     others = makers[job.family](default) if job.family in makers else _product(job.family, default)
     return list(dict.fromkeys([default, *others]))[:limit]
 
@@ -143,6 +153,19 @@ def _dot(default: Config) -> Iterator[Config]:
                 block_n, stages = int(scale * default.block_n), default.num_stages + more
                 if block_n >= LEAST_BLOCK and stages >= 1:
                     yield dataclasses.replace(default, block_n=block_n, num_warps=warps, num_stages=stages)
+
+
+def _tall(default: Config) -> Iterator[Config]:
+    for warps in TALL_WARPS:
+        for rows in TALL_SCALES:
+            for outputs in TALL_SCALES:
+                block_n, block_m = int(rows * default.block_n), int(outputs * default.block_m)
+                # dW's block fills the registers: a larger one would not fit beside the rest.
+                if min(block_n, block_m) < LEAST_BLOCK or block_m * default.block_k > LARGEST_TILE:
+                    continue
+                for more in TALL_STAGES:
+                    if default.num_stages + more >= 1:
+                        yield Config(block_n, default.block_k, block_m, warps, default.num_stages + more)
 
 
 def _product(family: str, default: Config) -> Iterator[Config]:

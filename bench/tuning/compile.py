@@ -15,8 +15,10 @@ import triton.language as tl
 from gdcore.devices import Device
 from gdcore.kernels.compiled import CHIPS, Chip, Variant, compile_variant, occupancy
 from gdcore.kernels.configs import MULTIPROCESSORS, Config, default_split, rows_per_tile
+from gdcore.kernels.one_pass_tall import workspace_columns
 from gdcore.kernels.shipped import rows_variant, tile_variant
 from gdcore.kernels.shipped_products import EVEN, FLAGS, product_variants
+from gdcore.kernels.shipped_tall import tall_variant
 from gdcore.tuned_format import PRODUCTS, RESOURCES, Entry
 
 from .candidates import Job
@@ -45,7 +47,12 @@ def variant(job: Job, config: Config, arch: int) -> Variant:
     if job.family in PRODUCTS:
         return _product_variant(job, config, arch)
     family, residual = job.family.removeprefix("one_pass_"), job.wanted.input or job.wanted.target
-    if family == "rows":
+    if family == "tall":
+        like = tall_variant(arch, job.dtype, job.k, job.m, residual, job.input_precision)
+        _, lead, _, stride = workspace_columns(job.k, job.m, config.block_m, True)
+        blocks = {"BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "BLOCK_M": config.block_m}
+        blocks |= {"LEAD": lead, "STRIDE": stride, "NUM_STAGES": config.num_stages}
+    elif family == "rows":
         like = rows_variant(arch, job.dtype, job.k, job.m, residual)
         blocks = {"LANES": config.block_n}
     else:

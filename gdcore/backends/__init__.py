@@ -4,7 +4,8 @@ forward(input, weight, target, bias, reduction, wanted, plan) -> Forward
 backward(grad_output, input, weight, target, forward, reduction, wanted, plan) -> (d_input, d_weight, d_target, d_bias)
 step(input, weight, target, bias, update, momentum_buffer, bias_momentum_buffer, plan) -> loss before the update
 
-on 2-D tensors: input (N, K), weight (M, K), target (N, M), bias (M,) or None. `step` updates weight, bias and buffers in
+on 2-D tensors: input (N, K), weight (M, K), target (N, M), bias (M,) or None. Where the plan makes all gradients in the
+forward pass, `backward` uses up what it is given. `step` updates weight, bias and buffers in
 place, does not synchronise on CUDA and can be captured in a CUDA graph; it runs without grad mode, its plan is the mean's
 for gradients of weight and bias, and weight and bias may be of another dtype than the rest: a copy computes then.
 """
@@ -37,12 +38,16 @@ NOTHING = Wanted(False, False, False, False)
 
 
 class Forward(NamedTuple):
-    """What a forward pass leaves for the backward pass. Gradients are for grad_output = 1, in the accumulator's dtype."""
+    """What a forward pass leaves for the backward pass. Gradients are for grad_output = 1; see early.py for their powers."""
 
     loss: Tensor  # 0-d, or (N, M) for reduction="none"
     residual: Tensor | None = None  # (N, M), unscaled
-    grad_weight: Tensor | None = None  # (M, K)
-    grad_bias: Tensor | None = None  # (M,)
+    grad_weight: Tensor | None = None  # (M, K), in the accumulator's dtype
+    grad_bias: Tensor | None = None  # (M,), in the accumulator's dtype
+    grad_input: Tensor | None = None  # (N, K), in input's dtype
+    grad_target: Tensor | None = None  # (N, M), in target's dtype
+    input_powers: Tensor | None = None  # (N, 1), of a float16 gradient
+    target_powers: Tensor | None = None  # (N, 1), of a float16 gradient
 
 
 def _checked(name: str) -> str:

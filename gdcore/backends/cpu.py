@@ -1,8 +1,10 @@
-"""The streaming CPU path: rows in cache-sized blocks, one worker a core, loss and weight gradient in one read of the data.
+"""The streaming CPU path: rows in cache-sized blocks, one worker a core, loss and gradients in one read of the data.
 
-A block's residual lives in a buffer that stays in cache: E = X Wᵀ − (Y − b) by one `addmm`, its square by `dot`, and EᵀX
-added to the worker's own gradient. Nothing of size N x M is made unless a later product needs the residual. Workers own
-contiguous ranges of rows and their sums are added in order, so a run repeats bitwise for a given number of threads.
+A block's residual lives in a buffer that stays in cache: E = X Wᵀ − (Y − b) by one `addmm`, its square by `dot`, EᵀX added
+to the worker's own gradient, the block's rows of dX = c E W and dY = −c E written. Nothing of size N x M is made beside dY;
+only where rows of E are short, and dX is all that needs them, they are kept, which costs less than to scale dX once more.
+Workers own contiguous ranges of rows and their sums are added in order, so a run repeats bitwise for a given number of
+threads.
 """
 
 import functools
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from .. import plan as planning
 from ..update import Update, apply_
-from . import Forward, Wanted
+from . import Forward, Wanted, early
 
 _T = TypeVar("_T")
 _DOT_LENGTH = 1 << 15  # a float32 dot product loses digits beyond this many terms
@@ -117,44 +119,65 @@ def forward(
     residual = torch.empty(n, m, dtype=loss_dtype) if plan.store_residual else None
     squares = torch.empty(n, m, dtype=loss_dtype) if reduction == "none" else None
     want_weight, want_bias = plan.grad_in_forward and wanted.weight, plan.grad_in_forward and wanted.bias
+    grad_input = torch.empty(n, k, dtype=input.dtype) if plan.all_in_forward and wanted.input else None
+    grad_target = torch.empty(n, m, dtype=target.dtype) if plan.all_in_forward and wanted.target else None
+    input_powers = None if grad_input is None else early.powers_for(grad_input, dtype)
+    target_powers = None if grad_target is None else early.powers_for(grad_target, dtype)
+    scale = 1 / (n * m) if reduction == "mean" else 1.0
+    columns = plan.block_columns or m
 
     def stream(start: int, stop: int, block: int) -> tuple[float, Tensor | None, Tensor | None]:
         total = 0.0
         grad_weight = torch.zeros(m, k, dtype=dtype) if want_weight else None
         grad_bias = torch.zeros(m, dtype=dtype) if want_bias else None
         block = min(block, stop - start)
-        buffer = torch.empty(block, m, dtype=dtype)
+        buffer = torch.empty(block * columns, dtype=dtype)
         x_rows = _Widener(input, dtype, block)
+        products = None if grad_input is None or grad_input.dtype is dtype else torch.empty(block, k, dtype=dtype)
         for first in range(start, stop, block):
             last = min(first + block, stop)
-            x, e = x_rows.rows(first, last), buffer[: last - first]
-            if bias is None:
-                e.copy_(target[first:last])
-            else:
-                torch.sub(target[first:last], bias, out=e)
-            e.addmm_(x, weight_t, beta=-1)
-            if squares is None:
-                total += _sum_of_squares(e)
-            else:
-                torch.mul(e, e, out=squares[first:last]) if loss_dtype is dtype else squares[first:last].copy_(e * e)
-            if residual is not None:
-                residual[first:last] = e
-            if grad_weight is not None:
-                grad_weight.addmm_(e.t(), x)
-            if grad_bias is not None:
-                grad_bias.add_(e.sum(0))
+            rows, x = slice(first, last), x_rows.rows(first, last)
+            for left in range(0, m, columns):
+                outputs = slice(left, min(left + columns, m))
+                y, w = target[rows, outputs], weight_t[:, outputs]
+                e = buffer[: y.numel()].view(y.shape)
+                if bias is None:
+                    e.copy_(y)
+                else:
+                    torch.sub(y, bias[outputs], out=e)
+                e.addmm_(x, w, beta=-1)
+                if squares is None:
+                    total += _sum_of_squares(e)
+                else:
+                    torch.mul(e, e, out=squares[rows]) if loss_dtype is dtype else squares[rows].copy_(e * e)
+                if residual is not None:
+                    residual[rows] = e
+                if grad_weight is not None:
+                    grad_weight[outputs].addmm_(e.t(), x)
+                if grad_bias is not None:
+                    grad_bias[outputs].add_(e.sum(0))
+                if grad_target is not None:
+                    early.put(grad_target[rows, outputs], e, -2 * scale, _part(target_powers, rows))
+                if grad_input is not None:
+                    part, factor = (grad_input[rows], 2 * scale) if products is None else (products[: last - first], 1)
+                    torch.addmm(part, e, w.t(), beta=1 if left else 0, alpha=factor, out=part)
+            if products is not None:
+                early.put(grad_input[rows], products[: last - first], 2 * scale, _part(input_powers, rows))
         return total, grad_weight, grad_bias
 
     parts = _over_rows(stream, n, plan)
     if squares is not None:
         return Forward(squares, residual)
-    scale = 1 / (n * m) if reduction == "mean" else 1.0
     loss = torch.tensor(sum(total for total, _, _ in parts) * scale, dtype=loss_dtype)
     grad_weight, grad_bias = _added([gradients for _, *gradients in parts])
     for gradient in (grad_weight, grad_bias):
         if gradient is not None:
             gradient.mul_(2 * scale)
-    return Forward(loss, residual, grad_weight, grad_bias)
+    return Forward(loss, residual, grad_weight, grad_bias, grad_input, grad_target, input_powers, target_powers)
+
+
+def _part(powers: Tensor | None, rows: slice) -> Tensor | None:
+    return None if powers is None else powers[rows]
 
 
 def backward(
@@ -167,6 +190,8 @@ def backward(
     wanted: Wanted,
     plan: planning.Plan,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    if plan.all_in_forward:
+        return early.given_away(saved, grad_output, weight.dtype)
     n, m = target.shape
     scale = 2 / (n * m) if reduction == "mean" else 2.0
     grad_weight = grad_bias = None

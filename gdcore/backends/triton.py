@@ -3,27 +3,43 @@
 import torch
 from torch import Tensor
 
+from ..kernels import configs
 from ..kernels.backward_input import backward_input
+from ..kernels.backward_products import backward_products
+from ..kernels.backward_products_descriptors import backward_products_descriptors
 from ..kernels.backward_target import backward_target
 from ..kernels.backward_weight import backward_weight
 from ..kernels.forward import forward as tiled_forward
-from ..kernels.loss import loss as loss_of
+from ..kernels.forward_descriptors import forward_descriptors
 from ..kernels.one_pass_dot import one_pass_dot
 from ..kernels.one_pass_rows import one_pass_rows
+from ..kernels.one_pass_tall import one_pass_tall
 from ..kernels.one_pass_vector import one_pass_vector
-from ..plan import Plan, accumulator_dtype
-from . import Forward, Wanted
-from .common import in_dtype, on_device_of, wide_product
+from ..kernels.tiles import descriptors_fit
+from ..plan import Plan
+from . import Forward, Wanted, early, triton_chunked, triton_library
+from .common import in_dtype, on_device_of
 from .triton_step import new_counter, step
 
 __all__ = ["backward", "forward", "new_counter", "step"]
 
-_ONE_PASS = {"one_pass_rows": one_pass_rows, "one_pass_vector": one_pass_vector, "one_pass_dot": one_pass_dot}
+_ONE_PASS = {
+    "one_pass_rows": one_pass_rows,
+    "one_pass_vector": one_pass_vector,
+    "one_pass_dot": one_pass_dot,
+    "one_pass_tall": one_pass_tall,
+}
 
 
 def forward(
     input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, reduction: str, wanted: Wanted, plan: Plan
 ) -> Forward:
+    if plan.path == "chunked":
+        with on_device_of(input):
+            return triton_chunked.forward(input, weight, target, bias, reduction, wanted, plan)
+    if plan.path == "library":
+        with on_device_of(input):
+            return triton_library.forward(input, weight, target, bias, reduction, plan)
     n, m = target.shape
     loss_dtype = torch.promote_types(input.dtype, target.dtype)
     residual = input.new_empty(n, m, dtype=loss_dtype) if plan.store_residual else None
@@ -52,22 +68,21 @@ def forward(
                 sums.as_strided((m, plan.k), (plan.k, 1), 1 + m) if wanted.weight else None,
                 sums[1 : 1 + m] if wanted.bias else None,
             )
-        if plan.path == "library":
-            residual = torch.addmm(target if bias is None else target - bias, input, weight.t(), beta=-1)
-            return Forward(
-                loss_of(residual, loss_scale=loss_scale).to(loss_dtype), residual if plan.store_residual else None
-            )
         squares = input.new_empty(n, m, dtype=loss_dtype) if reduction == "none" else None
-        loss = tiled_forward(
+        through_descriptors = plan.forward_config is not None and descriptors_fit(
+            *(t for t in (input, weight, target, residual, squares) if t is not None)
+        )
+        loss = (forward_descriptors if through_descriptors else tiled_forward)(
             input,
             weight,
             target,
             bias,
-            config=plan.config,
+            config=plan.forward_config if through_descriptors else plan.config,
             loss_scale=loss_scale,
             residual=residual,
             squares=squares,
             input_precision=plan.input_precision,
+            **({"programs": plan.device.sms} if through_descriptors else {}),
         )
         return Forward(squares if loss is None else loss.to(loss_dtype), residual)
 
@@ -82,15 +97,18 @@ def backward(
     wanted: Wanted,
     plan: Plan,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    if plan.all_in_forward:
+        return early.given_away(saved, grad_output, weight.dtype)
     n, m = target.shape
     scale = 2 / (n * m) if reduction == "mean" else 2.0
     d_input = d_weight = d_target = d_bias = None
     if saved.grad_weight is not None:
-        d_weight = in_dtype(saved.grad_weight * grad_output, weight.dtype)
+        d_weight = _times(saved.grad_weight, grad_output, weight.dtype)
     if saved.grad_bias is not None:
-        d_bias = in_dtype(saved.grad_bias * grad_output, weight.dtype)
+        d_bias = _times(saved.grad_bias, grad_output, weight.dtype)
     missing_weight, missing_bias = wanted.weight and d_weight is None, wanted.bias and d_bias is None
-    products = _library_gradients if plan.path == "library" else _tiled_gradients
+    by_library = plan.path == "library" or (wanted.input and plan.input_config is None)
+    products = triton_library.gradients if by_library else _tiled_gradients
     with on_device_of(input):
         if missing_weight or missing_bias or wanted.input:
             d_input, late_weight, late_bias = products(
@@ -104,9 +122,38 @@ def backward(
     return d_input, d_weight, d_target, d_bias
 
 
+def _times(gradient: Tensor, grad_output: Tensor, dtype: torch.dtype) -> Tensor:
+    """Their product, rounded to the parameter's type in the same launch."""
+    return torch.mul(gradient, grad_output, out=torch.empty(gradient.shape, dtype=dtype, device=gradient.device))
+
+
 def _tiled_gradients(grad_output, scale, input, weight, residual, want_input, want_weight, want_bias, plan: Plan):
     """dX, dW and db by the tiled kernels. The sums of E come with dW, so db alone costs that product too."""
     d_input = d_weight = d_bias = None
+    if plan.products_config is not None and want_input and (want_weight or want_bias):
+        on_descriptors = plan.device.architecture >= 90 and configs.product_offered(
+            "backward_products_descriptors",
+            plan.device.architecture,
+            plan.dtype,
+            input_precision=plan.input_precision,
+            wide=residual.dtype is not input.dtype,
+        )
+        if not on_descriptors or descriptors_fit(residual, input, weight):
+            d_input = torch.empty(input.shape, dtype=input.dtype, device=input.device)
+            d_weight, d_bias = (backward_products_descriptors if on_descriptors else backward_products)(
+                residual,
+                input,
+                weight,
+                grad_output,
+                scale=scale,
+                config=plan.products_config,
+                split=plan.products_split,
+                input_precision=plan.input_precision,
+                want_bias=want_bias,
+                out_input=d_input,
+                out_dtype=weight.dtype,
+            )
+            return d_input, d_weight, d_bias
     if want_input:
         d_input = torch.empty(input.shape, dtype=input.dtype, device=input.device)
         backward_input(
@@ -130,24 +177,4 @@ def _tiled_gradients(grad_output, scale, input, weight, residual, want_input, wa
             want_bias=want_bias,
             out_dtype=weight.dtype,
         )
-    return d_input, d_weight, d_bias
-
-
-_CHUNK_BYTES = 256 << 20  # of a wide temporary
-
-
-def _library_gradients(grad_output, scale, input, weight, residual, want_input, want_weight, want_bias, plan: Plan):
-    """dX, dW and db by the library's products, kept wide until c and grad_output have been applied."""
-    d_input = d_weight = d_bias = None
-    wide = accumulator_dtype(input.dtype)
-    upstream = grad_output.to(wide) * scale
-    if want_input:
-        d_input = torch.empty(input.shape, dtype=input.dtype, device=input.device)
-        rows = max(1, _CHUNK_BYTES // (wide.itemsize * plan.k))
-        for out, e in zip(d_input.split(rows), residual.split(rows), strict=True):
-            torch.mul(wide_product(e, weight, wide), upstream, out=out)
-    if want_weight:
-        d_weight = wide_product(residual.t(), input, wide).mul_(upstream).to(weight.dtype)
-    if want_bias:
-        d_bias = residual.sum(0, dtype=wide).mul_(upstream).to(weight.dtype)
     return d_input, d_weight, d_bias

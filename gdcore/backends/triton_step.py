@@ -11,6 +11,7 @@ from ..kernels.one_pass_step import one_pass_step
 from ..kernels.step import Step
 from ..plan import Plan, accumulator_dtype, updated_by_last_program
 from ..update import Update, apply_
+from . import triton_chunked
 from .common import in_dtype, on_device_of, wide_product
 
 _counters: dict[tuple[int, int], Tensor] = {}  # (device, stream) -> one zero: launches of one stream do not overlap
@@ -52,9 +53,12 @@ def step(
     elif bias is None:
         bias_momentum_buffer = None
     with on_device_of(input):
+        if plan.path == "chunked":
+            buffers = momentum_buffer, bias_momentum_buffer
+            return triton_chunked.step(input, weight, target, bias, update, *buffers, plan)
         # Weights wider than half-precision rows are read as they are where no tensor core multiplies them.
         mixed = weight.dtype is not input.dtype
-        if plan.path == "library" or (mixed and not _takes_wide_weights(plan, weight.dtype)):
+        if plan.path in ("library", "stock") or (mixed and not _takes_wide_weights(plan, weight.dtype)):
             return _through_library(
                 input, weight, target, bias, update, momentum_buffer, bias_momentum_buffer, loss_dtype
             )
@@ -64,7 +68,7 @@ def step(
         lr, mu, tau, decay, nesterov, _ = update
         what = Step(weight, bias, v, bias_v, lr, mu, tau, decay, nesterov)
         if plan.path.startswith("one_pass"):
-            one_launch = plan.programs > 1 and updated_by_last_program(plan)
+            one_launch = plan.path != "one_pass_tall" and plan.programs > 1 and updated_by_last_program(plan)
             loss = input.new_empty((), dtype=loss_dtype)
             one_pass_step(
                 plan.path.removeprefix("one_pass_"),

@@ -95,7 +95,7 @@ class SumsRun(Engine):
         bias = w[k] if self.spec.intercept else None
         wanted = Wanted(weight=True, bias=bias is not None)
         weight, backend = w[:k].t().contiguous(), load(self.backend)
-        plan = plan_of(self.backend, x, weight, y, bias, "sum", wanted)
+        plan = plan_of(self.backend, x, weight, y, bias, "sum", wanted, may_be_stock=False)
         found = run_forward(backend, x, weight, y, bias, "sum", wanted, plan)
         one = found.loss.new_ones(())
         _, grad_weight, _, grad_bias = run_backward(backend, one, x, weight, y, found, "sum", wanted, plan)

@@ -216,6 +216,40 @@ def test_a_case_that_is_too_large_is_skipped_in_words():
     assert "GiB are free" in row["skipped"] and row["n"] == 10**7 and "peers" not in row
 
 
+SOME = Case("F", 600, 6, 30, wanted=("input", "weight"), seconds=0.0, judged=60)
+
+
+def test_parity_of_some_rows_and_then_of_all():
+    row = measure_case(SOME, SETTING)
+    assert row["failed"] is None and "times" in row["peers"][STOCK] and "times" in row["peers"][LIBRARY]
+    assert row["judged"] == 60 and row["n"] == 600
+    x, _, y, _ = SOME.draw(CPU, 0)
+    assert torch.equal(y[:60], y[540:]) and not torch.equal(x[:60], x[1:61])
+
+
+def test_a_peer_that_is_wrong_only_over_all_rows_is_found(among):
+    wrong = peer("other", lambda loss, dx, dw: (loss, dx, dw * (1 + (len(dx) > 60))))
+    row = among(wrong, case=SOME)
+    assert row["peers"]["other"]["failure"].startswith("over all rows weight is off")
+
+
+def test_a_peer_without_memory_for_all_rows_is_told_so_and_the_others_go_on(among, monkeypatch):
+    def short(*results):
+        if len(results[1]) > 60:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 48.00 GiB")
+        return results
+
+    row = among(peer("other", short), case=SOME)
+    assert row["peers"]["other"]["out_of_memory"] and "48.00 GiB" in row["peers"]["other"]["failure"]
+    assert row["failed"] is None and "times" in row["peers"][OURS]
+    held = 2 * 4 * 600 * 30
+    monkeypatch.setattr(measure.memory, "free_bytes", lambda device: held - 1)
+    row = among(peer(LIBRARY), case=SOME)
+    assert "(predicted)" in row["peers"][STOCK]["failure"] and row["peers"][STOCK]["out_of_memory"]
+    assert "times" in row["peers"][LIBRARY] and "times" in row["peers"][OURS], "they hold less"
+    json.dumps(row)
+
+
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory"), ImportError("No module named 'sklearn'")], ids=repr
 )

@@ -103,7 +103,7 @@ def test_under_no_grad_only_the_loss_is_computed(backend, monkeypatch):
     with torch.no_grad():
         loss = loss_of(t)
     assert not loss.requires_grad
-    assert seen[0][1:] == (None, None, None)
+    assert not any(part is not None for part in seen[0][1:])
 
 
 def test_inputs_are_not_modified_and_hooks_fire(backend):

@@ -133,4 +133,6 @@ def test_extra_memory_does_not_grow_with_the_rows():
 def test_a_blocks_residual_stays_small_for_any_number_of_outputs():
     for m in (1, 100, 10_000, 1_000_000):
         plan = plan_for(10_000_000, 16, m)
-        assert min(plan.block_rows, plan.n) * m * 4 <= max(64 << 20, 64 * m * 4)
+        assert min(plan.block_rows, plan.n) * (plan.block_columns or m) * 4 <= 4 << 20
+        kept = plan_for(10_000_000, 16, m, reduction="none")
+        assert min(kept.block_rows, kept.n) * m * 4 <= max(64 << 20, 64 * m * 4)

@@ -16,7 +16,7 @@ from gdcore.kernels.compiled import ARCHITECTURES, CHIPS, RESOURCES, count_instr
 from gdcore.kernels.configs import rows_per_tile
 from gdcore.kernels.shipped import SHORT, variants
 
-MATRIX = {80: {"HMMA"}, 90: {"HMMA", "HGMMA"}, 100: {"HMMA", "UTCHMMA"}}
+MATRIX = {80: {"HMMA"}, 90: {"HMMA", "HGMMA", "QGMMA"}, 100: {"HMMA", "UTCHMMA", "UTCQMMA"}}
 WIDE = {"LDG.128", "LDGSTS.128", "UTMALDG"}
 SHIPPED = {f"{variant.name} on sm_{arch}": (arch, variant) for arch in ARCHITECTURES for variant in variants(arch)}
 ONE_PASS = {name: pair for name, pair in SHIPPED.items() if name.startswith("one_pass") and pair[0] >= 90}
@@ -70,6 +70,18 @@ def test_multiplies_on_tensor_cores(compiled, name):
 def test_loads_16_bytes_at_a_time(compiled, name):
     arch, variant = SHIPPED[name]
     assert WIDE & figures_of(compiled, arch, variant)["instructions"].keys()
+
+
+@pytest.mark.parametrize("name", [name for name, (_, variant) in SHIPPED.items() if variant.descriptors])
+def test_descriptors_are_fetched_by_the_copy_engine(compiled, name):
+    arch, variant = SHIPPED[name]
+    instructions = figures_of(compiled, arch, variant)["instructions"]
+    assert "UTMALDG" in instructions
+    assert not {"LDGSTS.32", "LDGSTS.64", "LDGSTS.128"} & instructions.keys()  # nor by the threads
+    # The assembler may put a wait behind every instruction of Hopper's tensor cores; one behind each loop is right.
+    matrix = MATRIX[arch] - {"HMMA"}
+    assert matrix & instructions.keys()
+    assert 2 * instructions.get("HGMMA waits", 0) <= sum(instructions.get(name, 0) for name in matrix)
 
 
 @pytest.mark.parametrize("name", ONE_PASS)

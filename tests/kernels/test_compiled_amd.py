@@ -7,10 +7,9 @@ import sys
 
 import pytest
 
-from gdcore.kernels.compiled_amd import SHARED_BYTES, TABLE
-from gdcore.kernels.shipped import variants
+from gdcore.kernels.compiled_amd import SHARED_BYTES, amd_variants
 
-SHIPPED = {variant.name: variant for variant in variants(TABLE)}
+SHIPPED = {variant.name: variant for variant in amd_variants()}
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory):

@@ -6,11 +6,19 @@ import triton.language as tl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gdcore.kernels.configs import REDUCED, Config, default_split, product_config
+from gdcore.kernels.configs import (
+    PRODUCT,
+    Config,
+    default_products_split,
+    default_split,
+    epilogue_config,
+    product_config,
+    product_offered,
+)
 from gdcore.kernels.shipped_products import product_variants
 from support import DTYPES
 
-FAMILIES = list(REDUCED)
+FAMILIES = ["forward", "backward_input", "backward_weight"]  # which have a configuration for everything
 SIZES = st.integers(1, 10**8)
 
 
@@ -48,6 +56,54 @@ def test_parts_fill_two_waves_at_most_and_are_long_enough(n, k, m, multiprocesso
     tiles = -(-m // 128) * -(-k // 128)
     assert split >= 1
     assert split == 1 or (tiles * split <= 2 * multiprocessors and n / split > 3 * 64)
+
+
+@given(SIZES, st.integers(1, 10**5), st.integers(1, 10**5))
+def test_descriptors_blocks_suit_the_copy_engine(n, k, m):
+    for family in ("forward_descriptors", "backward_products_descriptors", "backward_weight_step_descriptors"):
+        config = product_config(family, 90, torch.bfloat16, n, k, m)
+        assert all(16 <= block <= 256 for block in (config.block_n, config.block_k, config.block_m))
+
+
+def test_what_is_offered_where():
+    half, single = torch.bfloat16, torch.float32
+    assert [product_offered("forward_descriptors", arch, half) for arch in (80, 90, 100, 120)] == [0, 1, 1, 0]
+    assert product_offered("forward_descriptors", 90, single, input_precision="tf32x3")
+    assert not product_offered("forward_descriptors", 90, single)
+    assert not product_offered("forward_descriptors", 90, half, aligned=False)
+    assert product_offered("backward_products_descriptors", 90, half, wide=True)
+    assert [product_offered("backward_products", arch, half) for arch in (80, 90)] == [1, 0]
+    assert all(
+        product_offered(family, arch, dtype, aligned=aligned)
+        for family in FAMILIES for arch in (80, 90, 100) for dtype in DTYPES for aligned in (True, False)
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("precision", ["tf32x3", "half"])
+def test_what_takes_more_registers_has_smaller_tiles(family, precision):
+    dtype, options = (torch.bfloat16, {"aligned": False}) if precision == "half" else (torch.float32, {})
+    shape = (8192, 8192, 8192)
+    like = product_config(family, 90, dtype, *shape, input_precision="tf32")
+    small = product_config(
+        family, 90, dtype, *shape, input_precision="tf32" if precision == "half" else precision, **options
+    )
+    assert small.block_n * small.block_k * small.block_m < like.block_n * like.block_k * like.block_m
+
+
+def test_an_update_of_unaligned_tensors_takes_a_quarter_of_the_tile():
+    config = PRODUCT["backward_weight", "half unaligned"][90]
+    found = epilogue_config(config, torch.bfloat16, "ieee", aligned=False)
+    assert found.block_k * found.block_m == 16 * 32 * found.num_warps
+
+
+def test_few_long_tiles_of_the_weights_gradient_are_cut_where_the_inputs_could_not_fill_their_time():
+    config = Config(128, 256, 64, 8, 4)
+    assert default_products_split(8192, 8192, 8192, config, 132) == 1
+    assert (
+        default_products_split(65536, 1024, 1024, config, 132) == 3
+    )  # 32 tiles of 1024 steps; 496 steps a multiprocessor
+    assert default_products_split(1, 16, 16, config, 132) == 1
 
 
 @pytest.mark.parametrize("arch", [80, 90, 100])

@@ -1,0 +1,218 @@
+"""The paths that could compute a shape on CUDA, each with its configuration, and the choice between them.
+
+Where the paths of a shape (or of one near it) were measured on this kind of GPU, the fastest measured one is taken.
+Otherwise the predicted times decide (cost.py), and as a prediction errs, the library's products are taken where they are
+within NEAR of the fastest: what is gained by less is not worth losing to stock by as much.
+"""
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import torch
+
+from . import cost, measured
+from .cost import Alternative, Asked
+from .kernels import configs
+from .kernels.configs import Config
+from .tuned import Entry
+
+if TYPE_CHECKING:  # plan imports this module
+    from .plan import Plan
+
+SKINNY = {"one_pass_rows", "one_pass_vector", "one_pass_dot"}
+MOST_GRIDS = 6  # of one_pass_tall, each with half as many parts as the one before
+NEAR = 1.10  # a path must be predicted to be so many times as fast as the library's products
+
+
+def candidates(plan: "Plan", asked: Asked, family: str | None, why: str) -> list["Plan"]:
+    """Every path for the shape, with its launches; `family` is the one-pass kernel's, if there is one."""
+    found = [_tiled(plan, asked)]
+    if _library_takes(plan, asked):
+        found.append(_library(found[0], asked))
+    if family is not None:
+        found.append(_one_pass(plan, asked, family, why))
+    return [dataclasses.replace(p, launches=cost.launches_of(p, asked)) for p in found]
+
+
+def choose(found: list["Plan"], asked: Asked, may_be_stock: bool) -> "Plan":
+    """The path that is taken, with what is known of the others. It is stock's only where the caller can leave it to stock."""
+    first = found[0]
+    row = measured.nearest(first.device, first.dtype, first.input_precision, (first.n, first.k, first.m), asked)
+    by_path = {p.path: p for p in found}
+    timed = {path: row.seconds[path] for path in by_path if path in row.seconds} if row else {}
+    if timed and may_be_stock:
+        timed["stock"] = row.seconds["stock"]
+    stock = dataclasses.replace(first, path="stock", config=None, why="the stock composition is the fastest here")
+    by_path["stock"] = dataclasses.replace(stock, launches=cost.launches_of(stock, asked))
+    seconds = {path: p.predicted_seconds for path, p in by_path.items()}
+    if timed:
+        path = min(timed, key=timed.__getitem__)
+        reason = f"measured: {row.words(path)}"
+    else:
+        row = None
+        # A skinny shape's tiled kernels differ by launches at most, and a whole step has one launch in the other path.
+        considered = [p.path for p in found if p.path != "tiled" or not SKINNY & by_path.keys()]
+        path = min(considered, key=seconds.__getitem__)
+        if "library" in seconds and seconds["library"] <= NEAR * seconds[path]:
+            path = "library"
+        if may_be_stock and seconds[path] > NEAR * seconds["stock"]:  # half types, where ours rounds less and moves more
+            path = "stock"
+        reason = by_path[path].why
+    told = []
+    for name, total in sorted(seconds.items(), key=lambda item: item[1]):
+        made = by_path[name].launches
+        why_not = "" if name == path else _why_not(name, total, path, seconds[path], timed)
+        told.append(Alternative(name, total, len(made), cost.bound_of(made), why_not))
+    return dataclasses.replace(by_path[path], why=reason, alternatives=tuple(told), measured=row)
+
+
+def _why_not(name: str, total: float, chosen: str, seconds: float, timed: dict[str, float]) -> str:
+    if name in timed:
+        return f"measured {timed[name] / timed[chosen]:.2f} times as long"
+    if timed and name != "stock":
+        return "not measured, where others are"
+    if name == "stock" and total < seconds:
+        return f"predicted less than {NEAR - 1:.0%} faster, and half types it rounds first"
+    if name == "stock":
+        return "writes the prediction and reads it three times; half types it rounds first"
+    if total < seconds and name == "tiled" and chosen != "library":
+        return "stores the residual and reads the data again for dW"
+    if total < seconds:
+        return f"predicted less than {NEAR - 1:.0%} faster than the library's products"
+    return f"predicted {total / seconds:.2f} times as long"
+
+
+def _one_pass(plan: "Plan", asked: Asked, family: str, why: str) -> "Plan":
+    n, k, m, dtype, device = plan.n, plan.k, plan.m, plan.dtype, plan.device
+    store_residual = asked.wanted.input or asked.wanted.target
+    entry = tuned(plan, asked, "one_pass_" + family, store_residual)
+    shipped = configs.one_pass_config(
+        family, device.architecture, dtype, k, m, plan.input_precision, contiguous=asked.contiguous
+    )
+    config = entry.config if entry else shipped
+    made = dataclasses.replace(
+        plan,
+        path="one_pass_" + family,
+        why=why,
+        config=config,
+        tuned=entry,
+        store_residual=store_residual,
+        grad_in_forward=True,
+        input_config=_product(plan, asked, "backward_input") if asked.wanted.input else None,
+    )
+    if asked.wanted.input and _library_takes(plan, asked):
+        made = _with_faster_input_gradient(made, asked)
+    tiles = -(-n // configs.rows_per_tile(family, config, k, dtype))
+    blocks = -(-m // config.block_m) if family == "tall" else 1
+    parts = max(1, min(tiles, device.sms * made.resident // blocks))  # a persistent grid is one wave
+    grids = [dataclasses.replace(made, programs=parts * blocks)]
+    while (
+        family == "tall" and parts > 1 and len(grids) < MOST_GRIDS
+    ):  # every part leaves M x K partial sums: few rows want few parts
+        parts //= 2
+        grids.append(dataclasses.replace(made, programs=parts * blocks))
+    if len(grids) == 1:
+        return grids[0]
+    return min(grids, key=lambda grid: cost.predicted_seconds(cost.launches_of(grid, asked)))
+
+
+def _with_faster_input_gradient(plan: "Plan", asked: Asked) -> "Plan":
+    """The plan with dX by the library, which is no input_config, where that is predicted to be as fast."""
+    by_library = dataclasses.replace(plan, input_config=None)
+    ours, theirs = (cost.predicted_seconds(cost.input_gradient(p, asked)) for p in (plan, by_library))
+    return by_library if theirs <= NEAR * ours else plan
+
+
+def _tiled(plan: "Plan", asked: Asked) -> "Plan":
+    """The tiled kernels: of those that the table offers for these operands, the ones that are predicted to be the fastest."""
+    made = _by_pointers(plan, asked)
+    arguments = (plan.dtype, plan.n, plan.k, plan.m)
+    architecture = plan.device.architecture
+    options = {
+        "input_precision": plan.input_precision,
+        "wide": _is_wide(plan, asked),
+        "aligned": is_aligned(plan, asked),
+    }
+
+    def offered(family: str) -> Config | None:
+        if made.tuned is not None or not configs.product_offered(family, architecture, plan.dtype, **options):
+            return None
+        return configs.product_config(family, architecture, *arguments, **options)
+
+    variants = [made]
+    if (config := offered("forward_descriptors")) is not None:
+        variants.append(dataclasses.replace(made, forward_config=config))
+    if asked.wanted.input and (asked.wanted.weight or asked.wanted.bias) and asked.reduction != "none":
+        config = offered("backward_products_descriptors") or offered("backward_products")
+        if config is not None:
+            split = configs.default_products_split(plan.n, plan.k, plan.m, config, plan.device.sms)
+            variants += [dataclasses.replace(p, products_config=config, products_split=split) for p in variants]
+    if len(variants) == 1:
+        return made
+    return min(variants, key=lambda variant: cost.predicted_seconds(cost.launches_of(variant, asked)))
+
+
+def is_aligned(plan: "Plan", asked: Asked) -> bool:
+    """Whether rows are dense and start at multiples of 16 numbers, as the table asks; whether they do is seen at the launch."""
+    return asked.contiguous and plan.k % 16 == 0 and plan.m % 16 == 0
+
+
+def _by_pointers(plan: "Plan", asked: Asked) -> "Plan":
+    weight_config = _product(plan, asked, "backward_weight")
+    why = "loss and residual are formed in the product's epilogue, the prediction is never stored"
+    if asked.reduction == "none":
+        why = 'reduction="none": the squares are formed in the product\'s epilogue'
+    return dataclasses.replace(
+        plan,
+        path="tiled",
+        why=why,
+        config=_product(plan, asked, "forward"),
+        tuned=tuned(plan, asked, "forward", any(asked.wanted)),
+        input_config=_product(plan, asked, "backward_input") if asked.wanted.input else None,
+        weight_config=weight_config,
+        split=configs.default_split(plan.n, plan.k, plan.m, weight_config, plan.device.sms),
+        store_residual=any(asked.wanted),
+    )
+
+
+def _library(tiled_plan: "Plan", asked: Asked) -> "Plan":
+    why = "the library's products, the fastest there are where arithmetic is the limit, and one fused pass between them"
+    made = dataclasses.replace(
+        tiled_plan, path="library", why=why, split=1, forward_config=None, products_config=None, products_split=1
+    )
+    if asked.wanted.input and made.dtype is torch.float16:  # others multiply with c W, or c E
+        return _with_faster_input_gradient(made, asked)
+    return made
+
+
+def _library_takes(plan: "Plan", asked: Asked) -> bool:
+    """Not a residual wider than the products' operands, which would be rounded; nor a precision that it has no name for."""
+    wide_residual = torch.promote_types(plan.dtype, asked.target_dtype) is not plan.dtype
+    return not wide_residual and plan.input_precision != "tf32x3"
+
+
+def tuned(plan: "Plan", asked: Asked, family: str, store_residual: bool) -> Entry | None:
+    """The user's own configuration, for launches of the kind that were tuned."""
+    if plan.device.tuned is None or _is_wide(plan, asked) or not asked.contiguous:
+        return None
+    return plan.device.tuned.find(family, plan.dtype, plan.n, plan.k, plan.m, plan.input_precision, store_residual)
+
+
+def _is_wide(plan: "Plan", asked: Asked) -> bool:
+    return asked.target_dtype is not plan.dtype or asked.reduction == "none"
+
+
+def _product(plan: "Plan", asked: Asked, family: str) -> Config:
+    if (entry := tuned(plan, asked, family, False)) is not None:
+        return entry.config
+    return configs.product_config(
+        family,
+        plan.device.architecture,
+        plan.dtype,
+        plan.n,
+        plan.k,
+        plan.m,
+        input_precision=plan.input_precision,
+        wide=_is_wide(plan, asked),
+        aligned=is_aligned(plan, asked),
+    )
