@@ -42,7 +42,9 @@ def choose(found: list["Plan"], asked: Asked, may_be_stock: bool) -> "Plan":
     timed = {path: row.seconds[path] for path in by_path if path in row.seconds} if row else {}
     if timed and may_be_stock:
         timed["stock"] = row.seconds["stock"]
-    stock = dataclasses.replace(first, path="stock", config=None, why="the stock composition is the fastest here")
+    precision = "ieee" if first.input_precision == "tf32x3" else first.input_precision
+    why = "the stock composition is the fastest here"
+    stock = dataclasses.replace(first, path="stock", config=None, why=why, input_precision=precision)
     by_path["stock"] = dataclasses.replace(stock, launches=cost.launches_of(stock, asked))
     seconds = {path: p.predicted_seconds for path, p in by_path.items()}
     if timed:

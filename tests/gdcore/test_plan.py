@@ -215,6 +215,8 @@ def test_no_shape_falls_between_two_paths(n, k, m, dtype, wanted, reduction, dev
         assert plan.store_residual == (wanted.input or wanted.target)
     elif plan.path == "chunked":
         assert 0 < plan.chunk_rows < n
+    elif plan.path == "stock":
+        assert dtype.itemsize == 2, "of others ours is never far behind"
     else:
         assert plan.path in ("tiled", "library")
         assert plan.store_residual == any(wanted)

@@ -12,6 +12,7 @@ from gdcore.backends import Wanted
 from gdcore.devices import A100, B200, H200
 from gdcore.kernels import configs
 from gdcore.kernels.configs import TALL_LIMIT
+from gdcore.paths import NEAR
 from gdcore.plan import plan_for
 from support import DTYPES, NAMES, assert_parity, draw
 
@@ -58,7 +59,7 @@ def check_config(plan, call):
         if family in ("dot", "tall"):
             assert config.block_k >= plan.k and min(config.block_n, config.block_k, config.block_m) >= 16
         assert plan.grad_in_forward and plan.store_residual == (call["wanted"].input or call["wanted"].target)
-    elif plan.path != "chunked":
+    elif plan.path not in ("chunked", "stock"):
         assert 1 <= plan.split <= -(-plan.n // plan.weight_config.block_n)
         assert plan.store_residual == any(call["wanted"])
         for made in (plan.config, plan.weight_config, plan.input_config):
@@ -76,7 +77,7 @@ def test_every_call_has_one_path_that_can_be_launched_and_is_predicted_not_to_lo
         call = asked(source)
         plan = plan_for(**call)
         told = f"seed {seed}: {call}"
-        assert plan.path in {f"one_pass_{family}" for family in ONE_PASS} | {"tiled", "library", "chunked"}, told
+        assert plan.path in {f"one_pass_{family}" for family in ONE_PASS} | {"tiled", "library", "chunked", "stock"}, told
         assert sum(not other.why_not for other in plan.alternatives) == 1, told
         taken = next(other for other in plan.alternatives if not other.why_not)
         assert plan.path in (taken.path, "chunked"), told
@@ -85,23 +86,26 @@ def test_every_call_has_one_path_that_can_be_launched_and_is_predicted_not_to_lo
         check_config(plan, call)
         stock = next(other.seconds for other in plan.alternatives if other.path == "stock")
         same = call["dtype"].itemsize > 2 and call["input_precision"] != "tf32x3"  # stock computes what was asked for
-        if same and taken.seconds > NOT_SLOWER * stock:
+        if taken.seconds > (NOT_SLOWER if same else NEAR) * stock:
             slower.append((taken.seconds / stock, told, taken.path))
     assert not slower, max(slower)
 
 
-def test_half_types_lose_little_to_a_stock_that_rounds_the_prediction():
+def test_half_types_are_left_to_stock_where_it_is_clearly_faster_and_only_if_that_is_allowed():
     """What it costs not to round: a prediction in float32, and in float16 sums before c is applied. Mostly it is a gain."""
-    source, ratios = random.Random(0), []
+    source, ratios, left = random.Random(0), [], 0
     for _ in range(400):
         call = asked(source) | {"dtype": source.choice([torch.float16, torch.bfloat16]), "target_dtype": None}
-        plan = plan_for(**call | {"input_precision": "ieee", "reduction": "mean"})
-        times = {other.path: other.seconds for other in plan.alternatives}
-        taken = next(other.path for other in plan.alternatives if not other.why_not)
+        call |= {"input_precision": "ieee", "reduction": "mean"}
+        ours, plan = plan_for(**call, may_be_stock=False), plan_for(**call)
+        times = {other.path: other.seconds for other in ours.alternatives}
+        taken = next(other.path for other in ours.alternatives if not other.why_not)
         ratios.append(times[taken] / times["stock"])
+        assert ours.path != "stock"
+        assert (plan.path == "stock") == (ratios[-1] > NEAR), call
+        left += plan.path == "stock"
     assert sorted(ratios)[len(ratios) // 2] < 1
-    assert sorted(ratios)[int(0.95 * len(ratios))] < 1.2
-    assert max(ratios) < 1.6
+    assert 0 < left < 60
 
 
 STRADDLING = [

@@ -38,6 +38,7 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(early, "_BLOCK", 20)
     for name, value in {"_STOCK_BYTES": 0, "_BLOCK_BYTES": 1, "_LEAST_ROWS": 14, "_SHORT_ROW": 1}.items():
         monkeypatch.setattr(plan, name, value)
+    monkeypatch.setattr(plan, "SLOWER", float("inf"))
     monkeypatch.setattr(plan, "_LONG_ROW", 8)
     monkeypatch.setattr(plan, "_BLOCK_COLUMNS", 5)
     plan.plan_for.cache_clear()
@@ -403,7 +404,9 @@ def test_free_memory_is_asked_for_large_shapes_only_and_comes_in_powers_of_two(m
 
 def test_the_plan_says_what_it_does_and_takes():
     n, k, m = 65_536, 1024, 32_768
-    made = plan.plan_for(n, k, m, device=H200, dtype=torch.bfloat16, wanted=Wanted(True, True))
+    ample = plan.plan_for(n, k, m, device=H200, dtype=torch.bfloat16, wanted=Wanted(True, True), free_bytes=1 << 37)
+    assert ample.path == "tiled" and ample.workspace_bytes >= n * m * 2, "which is predicted to be faster"
+    made = plan.plan_for(n, k, m, device=H200, dtype=torch.bfloat16, wanted=Wanted(True, True), free_bytes=1 << 33)
     assert (made.path, made.chunk_rows, made.store_residual, made.all_in_forward) == ("chunked", 16_384, False, True)
     assert made.workspace_bytes == 16_384 * m * 2 + m * k * 4  # a chunk of E, and dW in float32
     poor = plan.plan_for(n, k, m, device=H200, dtype=torch.bfloat16, wanted=Wanted(True, True), free_bytes=1 << 30)
@@ -413,7 +416,7 @@ def test_the_plan_says_what_it_does_and_takes():
     assert plan.plan_for(n, k, m, device=H200, dtype=torch.bfloat16, reduction="none").path != "chunked"
     assert plan.plan_for(n, k, m, device=H200, keep_residual=True, wanted=Wanted(True)).store_residual
     shapes = ((n, k), (m, k), (n, m))
-    x, w, y = (torch.empty(s, device="meta", dtype=torch.bfloat16) for s in shapes)
+    x, w, y = (torch.empty(s, device="meta") for s in shapes)
     told = gdcore.explain(x, w.requires_grad_(), y, device="H200")
     assert "4 of 16384 rows" in told
     assert "N x M is large" in told
@@ -498,7 +501,9 @@ def test_chunks_cost_little_time(one_thread):
 
 @pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_the_peak_on_a_gpu(dtype):
+def test_the_peak_on_a_gpu(dtype, monkeypatch):
+    monkeypatch.setattr(plan, "SLOWER", float("inf"))
+    plan.plan_for.cache_clear()
     n, k, m = 65_536, 512, 16_384
     t = leaves(draw(n, k, m, dtype, bias=False), ("input", "weight"))
     x, w, y = t.values()
