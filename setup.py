@@ -29,6 +29,7 @@ setup(
         "gdcore.sgd",
         "gdcore.training",
         "gdcore.kernels",
+        "gdcore.kernels.table",
         "gdcore.bench",
         "gdcore.bench.page",
         "gdcore.bench.tuning",

@@ -23,13 +23,14 @@ ONE_PASS = ("one_pass_rows", "one_pass_vector", "one_pass_dot", "one_pass_tall")
 PRODUCTS = ("forward", "backward_input", "backward_weight")
 WHOLE_K = ("one_pass_dot", "one_pass_tall")  # a tile holds all of K
 FAMILIES = ONE_PASS + PRODUCTS
-# Which kernel files a family's figures rest on. configs.py is in all of them: it holds what was compared with.
-_ONE_PASS_SOURCES, _PRODUCT_SOURCES = ("common", "configs", "reduce"), ("common", "configs", "tiles")
+# Which kernel files a family's figures rest on. The table is in all of them: it holds what was compared with.
+_SHARED_SOURCES = ("common", "configs", "table/__init__")
+_ONE_PASS_SOURCES, _PRODUCT_SOURCES = (*_SHARED_SOURCES, "reduce"), (*_SHARED_SOURCES, "tiles")
 SOURCES = {
     "one_pass_rows": ("one_pass_rows", *_ONE_PASS_SOURCES),
     "one_pass_vector": ("one_pass_vector", *_ONE_PASS_SOURCES),
     "one_pass_dot": ("one_pass_dot", "one_pass_vector", *_ONE_PASS_SOURCES),
-    "one_pass_tall": ("one_pass_tall", "one_pass_vector", *_ONE_PASS_SOURCES),
+    "one_pass_tall": ("one_pass_tall", "one_pass_tall_kernel", "one_pass_vector", *_ONE_PASS_SOURCES),
     "forward": ("forward", "reduce", *_PRODUCT_SOURCES),
     "backward_input": ("backward_input", *_PRODUCT_SOURCES),
     "backward_weight": ("backward_weight", *_PRODUCT_SOURCES),
@@ -110,7 +111,7 @@ def generation(family: str) -> str:
     """A digest of the source files that a family's kernels are made of."""
     digest = hashlib.sha256()
     for name in SOURCES[family]:
-        digest.update(Path(configs.__file__).with_name(f"{name}.py").read_bytes())
+        digest.update(Path(configs.__file__).parent.joinpath(f"{name}.py").read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .configs import elementwise_tile
-from .tiles import accumulator, as_long_rows
+from .tiles import accumulator, as_long_rows, blocks_of
 
 
 @triton.jit
@@ -35,7 +35,7 @@ def backward_target_kernel(
     BLOCK_M: tl.constexpr,
 ):
     tile = tl.program_id(0)
-    tiles_m = tl.cdiv(M, BLOCK_M)
+    tiles_m = blocks_of(M, BLOCK_M)
     offsets_n = (tile // tiles_m).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     offsets_m = (tile % tiles_m).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     mask = (offsets_n < N)[:, None] & (offsets_m < M)[None, :]

@@ -4,7 +4,8 @@
 
 prints registers, spills, shared memory and matrix instructions. The library does not run on these GPUs yet: no configuration
 was chosen for them, nothing was measured. They get the table of 80 with two stages: asynchronous copies do not exist
-there, so a third only takes shared memory, of which there is 64 KiB; and no instruction of NVIDIA's assembler (PTX).
+there, so a third only takes shared memory, of which there is 64 KiB. one_pass_tall spills there unless its tiles have 16
+rows and one stage, and goes without its instruction of NVIDIA's assembler (PTX).
 """
 
 import argparse
@@ -15,8 +16,10 @@ import os
 import pathlib
 import re
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from .compiled import Variant, compile_kernel
+from .one_pass_tall_kernel import one_pass_tall_kernel
 
 GFX942 = 942
 TABLE = 80
@@ -37,7 +40,12 @@ class AmdResources:
 def compile_for_amd(variant: Variant) -> AmdResources:
     """Compile a variant for gfx942 and read its assembly. No GPU is needed."""
     config = replace(variant.config, num_stages=min(variant.config.num_stages, STAGES))
-    constants = variant.constants | ({"PTX": False} if "PTX" in variant.constants else {})
+    different: dict[str, Any] = {"PTX": False}
+    if variant.kernel is one_pass_tall_kernel:
+        config = replace(config, block_n=16, num_stages=1)
+        different["BLOCK_N"] = config.block_n
+    different["NUM_STAGES"] = config.num_stages
+    constants = variant.constants | {name: value for name, value in different.items() if name in variant.constants}
     compiled = compile_kernel(replace(variant, config=config, constants=constants), GFX942)
     assembly = compiled.asm["amdgcn"]
 

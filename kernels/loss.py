@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .configs import LOSS_PROGRAMS, accumulator_dtype, elementwise_tile
 from .reduce import add_rows
-from .tiles import accumulator, as_long_rows
+from .tiles import accumulator, as_long_rows, blocks_of
 
 
 @triton.jit
@@ -32,10 +32,9 @@ def squares_kernel(
     BLOCK_M: tl.constexpr,
 ):
     program = tl.program_id(0)
-    tiles_m = tl.cdiv(M, BLOCK_M)
+    tiles_m = blocks_of(M, BLOCK_M)
     acc = tl.zeros((BLOCK_N, BLOCK_M), ACCUMULATOR)
-    # Not tl.cdiv: N + BLOCK_N - 1 may pass 2³¹.
-    for tile in range(program, ((N - 1) // BLOCK_N + 1) * tiles_m, tl.num_programs(0)):
+    for tile in range(program, blocks_of(N, BLOCK_N) * tiles_m, tl.num_programs(0)):
         offsets_n = (tile // tiles_m).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
         offsets_m = (tile % tiles_m).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
         mask = (offsets_n < N)[:, None] & (offsets_m < M)[None, :]

@@ -25,7 +25,10 @@ WARPS = (1, 2, 4, 8, 16)
 # Architecture, bytes of the accumulator -> up to 4 warps, 8 warps, 16 warps. For 100 the assemblers of Triton 3.6 and 3.9
 # differ by 30 registers, and the more wasteful one counts.
 BUDGET = {80: {4: (220, 220, 130), 8: (176, 176, 126)}, 100: {4: (220, 190, 130), 8: (176, 176, 126)}}
-BUDGET_WHOLE = {80: {4: (268, 268, 130), 8: (176, 176, 126)}, 100: BUDGET[100]}  # one output, no masks: N a power of two
+BUDGET_WHOLE = {
+    80: {4: (268, 268, 130), 8: (176, 176, 126)},
+    100: BUDGET[100],
+}  # one output, no masks: N a power of two
 BUDGET_AHEAD = {80: {4: (258, 276, 154), 8: (256, 256, 150)}}  # with the next batch
 WIDE = 64  # beyond, a lane holds several vectors of a row, and the estimate would be a quarter too low
 MAX_BLOCK_N = 16384

@@ -47,6 +47,7 @@ VECTOR = (
     (torch.float32, 100, 1, False),
     (torch.float32, 256, 1, False),
     (torch.float32, 256, 4, True),
+    (torch.float32, 100, 2, True),
     (torch.float16, 100, 2, False),
     (torch.bfloat16, 64, 1, False),
     (torch.bfloat16, 256, 4, True),
@@ -56,11 +57,13 @@ DOT = (
     (torch.float64, 16, False, "ieee"),
     (torch.float64, 256, True, "ieee"),
     (torch.float32, 16, False, "ieee"),
+    (torch.float32, 32, True, "ieee"),
     (torch.float32, 100, False, "ieee"),
     (torch.float32, 256, True, "ieee"),
     (torch.float32, 256, True, "tf32"),
     (torch.float16, 100, False, "ieee"),
     (torch.bfloat16, 16, False, "ieee"),
+    (torch.bfloat16, 32, True, "ieee"),
     (torch.bfloat16, 256, True, "ieee"),
 )
 

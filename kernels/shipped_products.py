@@ -11,10 +11,11 @@ from .backward_products_descriptors import backward_products_descriptors_kernel
 from .backward_weight import backward_weight_kernel
 from .backward_weight_step_descriptors import backward_weight_step_descriptors_kernel
 from .compiled import Variant
-from .configs import PRODUCT, Config, elementwise_tile, epilogue_parts
+from .configs import Config, elementwise_tile, epilogue_parts
 from .forward import forward_kernel
 from .forward_descriptors import forward_descriptors_kernel
 from .loss import squares_kernel
+from .table import TABLE, lookup
 
 KERNELS = {
     "forward": forward_kernel,
@@ -79,13 +80,13 @@ BLOCKS = {
 
 
 def product_variants(arch: int) -> list[Variant]:
-    """Every row of the table for an architecture; float64, which is the same code throughout, in the forward alone.
+    """Every row of the table for an architecture.
 
     "wide" is the costliest launch of half operands: a float32 residual or target, a matrix grad_output, masked steps.
     """
-    chosen = [(family, kind) for family, kind in PRODUCT if kind != "float64" or family == "forward"]
-    found = [_product(*row, PRODUCT[row][arch]) for row in chosen if arch in PRODUCT[row]]
-    found.append(_product("forward", "wide", PRODUCT["forward", "half"][arch]))
+    rows = ((key, config) for key, config in TABLE.items() if key.family in KERNELS and key.architecture == arch)
+    found = [_product(key.family, key.kind, config) for key, config in rows]
+    found.append(_product("forward", "wide", lookup("forward", "half", arch)))
     block_n, block_m = elementwise_tile(1 << 20)
     constants = {"ACCUMULATOR": tl.float32, "BLOCK_N": block_n, "BLOCK_M": block_m}
     found.append(_variant("squares half", squares_kernel, "half", constants, Config(block_n, 0, block_m, 8)))

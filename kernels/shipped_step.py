@@ -8,10 +8,11 @@ import triton.language as tl
 
 from .backward_weight_step import add_parts_step_kernel, backward_weight_step_kernel
 from .compiled import Variant
-from .configs import PRODUCT, SUM_BLOCK, Config, epilogue_config
+from .configs import SUM_BLOCK, Config, epilogue_config
 from .one_pass_step import FAMILIES, sums_tile
 from .reduce import reduce_tile
 from .step import add_rows_step_kernel
+from .table import lookup
 
 FLOATS = dict.fromkeys(("lr", "mu", "undamped", "decay"), "fp64") | {"nesterov": "i32"}
 OPERANDS = {
@@ -51,7 +52,7 @@ def epilogue_variant(kind: str, arch: int, momentum: bool = True) -> Variant:
     """The product of the weight's gradient with the update in its epilogue."""
     operand, precision = OPERANDS[kind], kind if kind.startswith("tf32") else "ieee"
     unaligned = kind.endswith("unaligned")
-    config = epilogue_config(PRODUCT["backward_weight", kind][arch], TYPES[operand], precision, not unaligned)
+    config = epilogue_config(lookup("backward_weight", kind, arch), TYPES[operand], precision, not unaligned)
     pointers = dict.fromkeys(("residual_ptr", "input_ptr", "weight_ptr", "bias_ptr"), operand)
     constants: dict[str, Any] = {
         "lr_ptr": None,

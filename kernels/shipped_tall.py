@@ -4,27 +4,40 @@ import torch
 
 from .compiled import Variant
 from .configs import Config, accumulator_dtype, one_pass_config, tall_aligned
-from .one_pass_tall import one_pass_tall_kernel, workspace_columns
+from .one_pass_tall import workspace_columns
+from .one_pass_tall_kernel import one_pass_tall_kernel
 from .reduce import WIDE_WARPS, add_rows_kernel, wide_tile
 from .step import add_rows_step_kernel
 
 SHORT = {torch.float64: "fp64", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
 
-# (dtype, K, M, residual stored, input precision): each kind of operands, where the tile changes, padded and in full
+# (dtype, K, M, residual stored, input precision): each kind of operands where the tile changes, padded and in full, aligned
+# and not. Rows of the table that are missing have no larger tile than one of these has: see tests/kernels/test_table.py.
 TALL = (
     (BF16, 16, 512, False, "ieee"),
+    (BF16, 32, 512, True, "ieee"),
     (BF16, 64, 512, True, "ieee"),
     (BF16, 128, 256, False, "ieee"),
     (BF16, 256, 512, False, "ieee"),
     (BF16, 248, 232, True, "ieee"),
     (BF16, 256, 64, True, "ieee"),
     (F16, 504, 32, True, "ieee"),
+    (BF16, 15, 257, True, "ieee"),
+    (BF16, 63, 257, True, "ieee"),
     (BF16, 127, 257, True, "ieee"),
+    (BF16, 255, 257, True, "ieee"),
+    (BF16, 511, 31, True, "ieee"),
     (F32, 60, 500, True, "tf32"),
     (F32, 128, 256, False, "tf32"),
     (F32, 256, 256, True, "tf32"),
+    (F32, 63, 257, True, "tf32"),
+    (F32, 127, 257, True, "tf32"),
+    (F32, 255, 257, True, "tf32"),
     (F32, 64, 256, True, "tf32x3"),
+    (F32, 63, 257, True, "tf32x3"),
+    (F32, 16, 256, True, "ieee"),
+    (F32, 32, 256, True, "ieee"),
     (F32, 64, 256, False, "ieee"),
     (F32, 124, 256, True, "ieee"),
     (F64, 128, 64, True, "ieee"),

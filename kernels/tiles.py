@@ -12,6 +12,12 @@ GROUP = tl.constexpr(8)
 
 
 @triton.jit
+def blocks_of(length, BLOCK: tl.constexpr):
+    """How many blocks a length of at least 1 takes. Not tl.cdiv, whose length + BLOCK - 1 may pass 2³¹."""
+    return (length - 1) // BLOCK + 1
+
+
+@triton.jit
 def grouped_tile(tile, tiles_a, tiles_b):
     """Row and column of a tile. GROUP rows of tiles are walked column by column, so that what they read stays in L2."""
     tiles_in_group = GROUP * tiles_b
@@ -52,6 +58,16 @@ def descriptors_fit(*tensors: Tensor) -> bool:
         and t.data_ptr() % 16 == 0
         and max(t.shape) < 2**31 - 2**16  # with room for the tile that reaches past the end
         for t in tensors
+    )
+
+
+def rows_aligned(*tensors: Tensor) -> bool:
+    """Whether a launch tells the compiler of these matrices that all rows are dense and start at multiples of 16 bytes.
+
+    What it says of an address is that it is a multiple of 16 bytes; of a size or a stride, that it is a multiple of 16.
+    """
+    return all(
+        t.stride(1) == 1 and t.stride(0) % 16 == 0 and t.shape[1] % 16 == 0 and t.data_ptr() % 16 == 0 for t in tensors
     )
 
 

@@ -13,7 +13,7 @@ kind            of operands, by which registers and shared memory are taken:
                 any, of a kernel that takes all of them.
                 "... unaligned": rows that do not all begin at multiples of 16 bytes, or columns that do not lie side by
                 side, pass through registers one by one. A kind with no such row fits as it is.
-                "... narrow": up to TALL_NARROW outputs, where fewer of them let more rows of X be in flight.
+                "... narrow": up to configs.TALL_NARROW outputs, where there is such a row.
 architectures   compute capabilities, 90 for 9.0, that share the row; TABLE has a row for each of them.
                 Which of them serves another GPU is said in configs.py.
 size            what else the tile depends on: for one_pass_dot and one_pass_tall BLOCK_K, all of K padded to a power of
@@ -67,7 +67,7 @@ SKINNY = (
     ("one_pass_vector", "half",    (80, 90, 100),   1, 2048,   1,   0, 4, 3),
     ("one_pass_vector", "half",    (80, 90, 100),   2, 2048,   1,   0, 4, 5),
     ("one_pass_vector", "half",    (80, 90, 100),   4, 1024,   1,   0, 4, 8),
-    # 16 outputs are the least that a matrix instruction takes. tf32 has float32's rows.
+    # 16 outputs are the least that tl.dot takes. tf32 has float32's rows.
     ("one_pass_dot",    "float64", (80, 90, 100),  16,   32,  16,  16, 4, 3),
     ("one_pass_dot",    "float64", (80, 90, 100),  32,   16,  32,  16, 4, 4),
     ("one_pass_dot",    "float64", (80, 90, 100),  64,   16,  64,  16, 4, 3),
@@ -123,7 +123,7 @@ TALL = (
     ("one_pass_tall", "half",             (80,),          16,   64,  16, 128, 4, 3),
     ("one_pass_tall", "half",             (90,),          16,   64,  16, 128, 4, 4),
     ("one_pass_tall", "half",             (100,),         16,   64,  16,  64, 4, 4),
-    ("one_pass_tall", "half",             (80,),          32,   64,  32, 128, 4, 3),
+    ("one_pass_tall", "half",             (80,),          32,   64,  32,  64, 4, 3),
     ("one_pass_tall", "half",             (90,),          32,   64,  32, 128, 4, 4),
     ("one_pass_tall", "half",             (100,),         32,   64,  32,  64, 4, 4),
     ("one_pass_tall", "half",             (80,),          64,   32,  64,  64, 4, 4),
@@ -135,17 +135,17 @@ TALL = (
     ("one_pass_tall", "half",             (100,),        256,   32, 256,  64, 4, 3),
     ("one_pass_tall", "half",             (80, 90),      512,   32, 512,  32, 8, 2),
     ("one_pass_tall", "half",             (100,),        512,   32, 512,  64, 8, 2),
-    # Half the outputs of the rows above: a block of them all, and no columns that only pad it.
+    # A block no wider than the outputs.
     ("one_pass_tall", "half narrow",      (80,),          16,   64,  16,  64, 4, 3),
     ("one_pass_tall", "half narrow",      (90,),          16,   64,  16,  64, 4, 4),
-    ("one_pass_tall", "half narrow",      (80,),          32,   64,  32,  64, 4, 3),
     ("one_pass_tall", "half narrow",      (90,),          32,   64,  32,  64, 4, 4),
     ("one_pass_tall", "half narrow",      (90,),         256,   32, 256,  64, 4, 3),
-    # Loads are not asynchronous and take registers, so tiles are smaller; 100 has no more registers than 80.
+    # Tiles are smaller: what is loaded takes registers on its way.
     ("one_pass_tall", "tf32 unaligned",   (80, 90, 100),  16,   16,  16,  64, 4, 2),
     ("one_pass_tall", "tf32 unaligned",   (80, 90, 100),  32,   16,  32,  64, 4, 2),
     ("one_pass_tall", "tf32 unaligned",   (80, 90, 100),  64,   16,  64,  64, 4, 2),
-    ("one_pass_tall", "tf32 unaligned",   (80, 90, 100), 128,   16, 128,  64, 4, 2),
+    ("one_pass_tall", "tf32 unaligned",   (80, 90),      128,   16, 128,  64, 8, 2),
+    ("one_pass_tall", "tf32 unaligned",   (100,),        128,   16, 128,  64, 4, 2),
     ("one_pass_tall", "tf32 unaligned",   (80, 90, 100), 256,   16, 256,  16, 8, 2),
     ("one_pass_tall", "tf32x3 unaligned", (80, 90, 100),  16,   16,  16,  32, 4, 2),
     ("one_pass_tall", "tf32x3 unaligned", (80, 90, 100),  32,   16,  32,  32, 4, 2),
@@ -154,13 +154,15 @@ TALL = (
     ("one_pass_tall", "half unaligned",   (80, 90, 100),  32,   16,  32,  64, 4, 2),
     ("one_pass_tall", "half unaligned",   (80, 90, 100),  64,   16,  64,  64, 4, 2),
     ("one_pass_tall", "half unaligned",   (80, 90, 100), 128,   16, 128,  64, 8, 2),
-    ("one_pass_tall", "half unaligned",   (80, 90, 100), 256,   16, 256,  64, 8, 2),
+    ("one_pass_tall", "half unaligned",   (80, 90),      256,   16, 256,  32, 8, 2),
+    ("one_pass_tall", "half unaligned",   (100,),        256,   16, 256,  64, 8, 2),
     ("one_pass_tall", "half unaligned",   (80, 90, 100), 512,   16, 512,  16, 8, 2),
 )
 
 PRODUCTS = (
     # Tiles are the largest that compile without spills, stages what shared memory holds. Each operand of a tf32x3 product is
-    # held twice, its upper and its lower digits, aligned or not. "half unaligned" serves "wide" too.
+    # held twice, its upper and its lower digits, aligned or not. "half unaligned" serves "wide" too; on 90, 128 x 128
+    # in half leaves room for two programs.
     ("forward",                          "float64",           (80, 90, 100),   0,   64,  16,  64, 8, 3),
     ("forward",                          "float32",           (80, 90, 100),   0,   64,  32, 128, 8, 3),
     ("forward",                          "tf32",              (80, 90, 100),   0,  128,  32, 128, 8, 3),

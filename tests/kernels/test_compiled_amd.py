@@ -11,6 +11,7 @@ from gdcore.kernels.compiled_amd import SHARED_BYTES, amd_variants
 
 SHIPPED = {variant.name: variant for variant in amd_variants()}
 
+
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory):
     """Figures of every variant, compiled once, in processes that do not interpret."""

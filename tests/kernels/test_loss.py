@@ -4,14 +4,17 @@ import math
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gdcore.kernels import loss as loss_module
 from gdcore.kernels.configs import accumulator_dtype
 from gdcore.kernels.loss import loss
+from gdcore.kernels.tiles import blocks_of
 from product_support import LAYOUTS, assert_near, laid_out, normal, poison, shape_id
-from support import DTYPES
+from support import DEVICE, DTYPES
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +46,19 @@ def test_more_tiles_than_programs(layout, monkeypatch):
 @given(st.integers(1, 300), st.integers(1, 70), st.sampled_from(DTYPES), st.sampled_from(LAYOUTS))
 def test_any_shape_dtype_and_layout(n, m, dtype, layout):
     check(laid_out(normal(n, m, dtype=dtype), layout), 1 / (n * m))
+
+
+@triton.jit
+def count_kernel(out_ptr, length, BLOCK: tl.constexpr):
+    tl.store(out_ptr, blocks_of(length, BLOCK))
+
+
+@pytest.mark.parametrize("length", [1, 4096, 4097, 2**31 - 2048, 2**31 - 1, 2**31])
+def test_a_long_row_is_cut_to_its_end(length):
+    """A dense matrix is one row: 1048575 x 2048 numbers are 2048 less than 32 bits hold, and half a tile."""
+    out = torch.zeros((), dtype=torch.int64, device=DEVICE)
+    count_kernel[(1,)](out, length, BLOCK=4096)
+    assert out.item() == -(-length // 4096)
 
 
 def test_the_scale_of_float64_is_not_rounded():

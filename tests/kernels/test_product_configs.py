@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gdcore.kernels.configs import (
-    PRODUCT,
     Config,
     default_products_split,
     default_split,
@@ -16,6 +15,7 @@ from gdcore.kernels.configs import (
     product_offered,
 )
 from gdcore.kernels.shipped_products import product_variants
+from gdcore.kernels.table import lookup
 from support import DTYPES
 
 FAMILIES = ["forward", "backward_input", "backward_weight"]  # which have a configuration for everything
@@ -92,7 +92,7 @@ def test_what_takes_more_registers_has_smaller_tiles(family, precision):
 
 
 def test_an_update_of_unaligned_tensors_takes_a_quarter_of_the_tile():
-    config = PRODUCT["backward_weight", "half unaligned"][90]
+    config = lookup("backward_weight", "half unaligned", 90)
     found = epilogue_config(config, torch.bfloat16, "ieee", aligned=False)
     assert found.block_k * found.block_m == 16 * 32 * found.num_warps
 

@@ -9,9 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gdcore.kernels.backward_weight_step import backward_weight_step
-from gdcore.kernels.configs import PRODUCT, Config, epilogue_config, one_pass_config, product_config, rows_per_tile
+from gdcore.kernels.configs import Config, epilogue_config, one_pass_config, product_config, rows_per_tile
 from gdcore.kernels.one_pass_step import FAMILIES, one_pass_step, sums_tile
 from gdcore.kernels.step import Step
+from gdcore.kernels.table import lookup
 from product_support import LAYOUTS, SMALL, assert_near, laid_out, normal, poison
 from support import DEVICE, DTYPES
 
@@ -408,7 +409,8 @@ def test_rounds_of_the_last_program_have_a_fixed_size():
 def test_the_epilogue_holds_a_bounded_part_of_the_tile_in_each_thread(kind):
     dtype = {"float64": torch.float64, "half": torch.bfloat16}.get(kind, torch.float32)
     precision = "tf32" if kind == "tf32" else "ieee"
-    for config in PRODUCT["backward_weight", kind].values():
+    for arch in (80, 90, 100):
+        config = lookup("backward_weight", kind, arch)
         found = epilogue_config(config, dtype, precision)
         most = 64 if kind in ("float32", "half") else 32
         assert found.block_k * found.block_m <= most * 32 * found.num_warps
