@@ -387,7 +387,7 @@ def _one_pass(plan: "Plan", asked: Asked) -> list[Launch]:
             rate=rate,
             programs=plan.programs,
             tiles=tiles * blocks,
-            slots=device.sms * resident,
+            slots=min(plan.programs, device.sms * resident),
             l2=s.x * blocks + s.y,
         ),
         *(_add_rows(device, parts, sums, s.wide) if staged else []),
@@ -469,6 +469,9 @@ def _both_products(plan: "Plan", s: _Sizes) -> list[Launch]:
     return [both, _launch(plan.device, "add the parts", parts, s.dw + s.db, programs=-(-(m * k) // SUM_BLOCK))]
 
 
+_SCALED = "E times c"
+
+
 def _library(plan: "Plan", asked: Asked) -> list[Launch]:
     """The library's products, and one fused pass between them; see backends/triton_library.py for the order."""
     n, k, m, device, wanted = plan.n, plan.k, plan.m, plan.device, asked.wanted
@@ -490,7 +493,7 @@ def _library(plan: "Plan", asked: Asked) -> list[Launch]:
     grad = 0 if scalar else s.e
     scaled_first = scales_residual(plan, asked)
     if scaled_first and (wanted.input or wanted.weight or wanted.bias):
-        made.append(_elementwise(device, "E times c", s.e + grad, s.e))
+        made.append(_elementwise(device, _SCALED, s.e + grad, s.e))
     if wanted.input:
         if scaled_first:
             made.append(product("dX", n, k, m, s.e + s.dw, s.dx))
@@ -528,7 +531,7 @@ def _chunked(plan: "Plan", asked: Asked) -> list[Launch]:
     """Every chunk as the library path does it, or with the tiled kernel's E, which is one launch in place of three."""
     chunks = -(-plan.n // plan.chunk_rows)
     part = dataclasses.replace(plan, n=min(plan.n, plan.chunk_rows), store_residual=True)
-    made = _library(part, asked)
+    made = [launch for launch in _library(part, asked) if launch.what != _SCALED]  # c enters in the products' epilogues
     if plan.config is not None:
         s = _sizes(part, asked)
         forward = tiled_product(part, "loss and E", plan.config, ("n", "m", "k"), s.x + s.w + s.y, s.e)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from . import autocast, chunks, devices
 from .backends import Wanted, backend_for, stock_may_win
-from .cost import bound_of
+from .cost import Alternative, bound_of
 from .kernels.configs import rows_per_tile
 from .plan import Plan, plan_for
 from .precision import float32_precision
@@ -125,7 +125,7 @@ def _words(plan: Plan, wanted: Wanted, reduction: str, backend: str) -> str:
     if plan.floor_seconds is not None:
         bound = "arithmetic" if plan.compute_seconds > plan.memory_seconds else "memory"
         lines.append(
-            f"floor      {plan.floor_seconds * 1e6:.3g} µs, bound by {bound} ({_si(plan.device.bandwidth)}B/s, "
+            f"floor      {_time(plan.floor_seconds)}, bound by {bound} ({_si(plan.device.bandwidth)}B/s, "
             f"{_si(plan.device.rate(plan.dtype, plan.input_precision))}FLOP/s; predicted)"
         )
     if plan.compiled is not None:
@@ -142,7 +142,7 @@ def _launch_words(plan: Plan) -> list[str]:
     if plan.programs:
         sizes["rows"] = rows_per_tile(plan.path.removeprefix("one_pass_"), config, plan.k, plan.dtype)
     tile = " x ".join(f"{size} {name}" for name, size in sizes.items() if size)
-    grid = f", {plan.programs} programs" if plan.programs else ""
+    grid = f", {_count(plan.programs, 'program', 'programs')}" if plan.programs else ""
     origin, run = (", tuned on this machine", "") if plan.tuned else ("", ", not run")
     return [
         f"tile       {tile}, {config.num_warps} warps, {config.num_stages} stage{'s' * (config.num_stages != 1)}{grid}{origin}",
@@ -157,17 +157,21 @@ def _predicted_words(plan: Plan) -> list[str]:
     seconds = plan.predicted_seconds
     assert seconds is not None
     bound = bound_of(plan.launches)
-    lines = [
-        f"predicted  {_time(seconds)}, most of it {_BOUNDS[bound]}, in {_count(plan.launches, 'launch', 'launches')}:"
-    ]
+    count = len(plan.launches) * (-(-plan.n // plan.chunk_rows) if plan.chunk_rows else 1)
+    lines = [f"predicted  {_time(seconds)}, most of it {_BOUNDS[bound]}, in {_count(count, 'launch', 'launches')}:"]
     for launch in plan.launches:
-        waves = f", {launch.tiles} tiles in {launch.waves:.3g} waves" if launch.slots else ""
+        waves = f", {_count(launch.tiles, 'tile', 'tiles')} in {launch.waves:.3g} waves" if launch.slots else ""
         lines.append(f"  {launch.what:<26} {_time(launch.seconds):>8}  {_BOUNDS[launch.bound]}{waves}")
     if plan.alternatives:
         lines.append("paths      predicted for forward and backward, the fastest first:")
-    for other in plan.alternatives:
-        told = other.why_not or ("the fastest measured" if plan.measured else "taken")
-        launches = f"{other.launches} launch{'es' * (other.launches != 1)}"
+    others = list(plan.alternatives)
+    if plan.path == "chunked":  # comes after the choice between the others, in place of the one that was taken
+        others = [o._replace(why_not=o.why_not or "keeps numbers of size N x M, which chunks do not") for o in others]
+        others = sorted([*others, Alternative(plan.path, seconds, count, bound, "")], key=lambda o: o.seconds)
+    for other in others:
+        is_measured = plan.measured is not None and plan.path in plan.measured.seconds
+        told = other.why_not or ("the fastest measured" if is_measured else "taken")
+        launches = _count(other.launches, "launch", "launches")
         lines.append(f"  {other.path:<14} {_time(other.seconds):>8}  {launches:<11} {_BOUNDS[other.bound]}; {told}")
     if plan.measured:
         row = plan.measured
@@ -179,8 +183,8 @@ def _predicted_words(plan: Plan) -> list[str]:
 _BOUNDS = {"memory": "memory", "arithmetic": "arithmetic", "L2": "traffic through L2", "launches": "launches"}
 
 
-def _count(items: tuple, one: str, several: str) -> str:
-    return f"{len(items)} {one if len(items) == 1 else several}"
+def _count(number: int, one: str, several: str) -> str:
+    return f"{number} {one if number == 1 else several}"
 
 
 def _time(seconds: float) -> str:

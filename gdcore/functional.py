@@ -54,7 +54,8 @@ def linear_mse(
     ``torch.no_grad()`` only the loss is. Nothing is modified. Double backward works. Results are bitwise the same from
     run to run. Where N x M is large, a mean or sum makes all gradients in the forward pass, some rows at a time, and takes
     memory for inputs, gradients and one chunk of E (half types also for dW in float32); a second backward pass over a graph
-    that was kept (``retain_graph=True``), and ``torch.autograd.grad`` for one tensor after the other, compute them anew.
+    that was kept (``retain_graph=True``), and ``torch.autograd.grad`` for one tensor after the other, compute them anew,
+    which is an error if input, weight or bias was modified in between.
     Bytes moved when only weight and bias want a gradient and the shape is skinny: N (K + M) numbers, once;
     ``gdcore.explain`` predicts them for any shape.
     """
@@ -165,7 +166,7 @@ def _backend(input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None,
     ):
         return None
     # An unscaled residual of a wider target may pass 65504, and the products of float16 operands take it as float16.
-    overflows = input.dtype is torch.float16 and target.dtype is torch.float32
+    overflows = input.dtype is torch.float16 and target.dtype in (torch.float32, torch.bfloat16)
     if compiling:  # the operator looks for its backend when it runs
         return None if overflows and not input.is_cpu else "operator"
     backend = backend_for(input.device)

@@ -104,7 +104,7 @@ def table() -> tuple[Row, ...]:
     given = os.environ.get(VARIABLE, "")
     if given == "off":
         return ()
-    paths = sorted(FOLDER.glob("*.json")) + ([Path(given).expanduser()] if given else [])
+    paths = sorted(FOLDER.glob("*.json")) + ([Path(os.path.expanduser(given))] if given else [])
     found: list[Row] = []
     for path in paths:
         try:

@@ -57,8 +57,8 @@ def choose(found: list["Plan"], asked: Asked, may_be_stock: bool) -> "Plan":
         path = min(considered, key=seconds.__getitem__)
         if "library" in seconds and seconds["library"] <= NEAR * seconds[path]:
             path = "library"
-        if may_be_stock and seconds[path] > NEAR * seconds["stock"]:  # half types, where ours rounds less and moves more
-            path = "stock"
+        if may_be_stock and seconds[path] > NEAR * seconds["stock"]:
+            path = "stock"  # half types, where ours rounds less and moves more
         reason = by_path[path].why
     told = []
     for name, total in sorted(seconds.items(), key=lambda item: item[1]):

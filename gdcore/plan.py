@@ -330,10 +330,16 @@ def chunk_sizes(plan: Plan, target_dtype: torch.dtype, wanted: Wanted, has_bias:
     fixed = sums * (wide + size * (wide != size)) + n * (
         wanted.input * k * size + wanted.target * m * target_dtype.itemsize
     )
-    by_library = plan.path == "library" or plan.config is None
-    if by_library and size == 2 and (has_bias or loss_dtype is not dtype):
-        fixed += min(n, chunks.WIDE_ROWS) * m * wide
+    fixed += _wide_bytes(plan, n, target_dtype, has_bias)
     return chunks.Sizes(row, residual, fixed)
+
+
+def _wide_bytes(plan: Plan, rows: int, target_dtype: torch.dtype, has_bias: bool) -> int:
+    """Of the part of X Wᵀ that the library makes in float32 for a chunk of half precision, where more than Y is added to it."""
+    by_library = plan.path == "library" or plan.config is None
+    if not by_library or plan.dtype.itemsize != 2 or not (has_bias or target_dtype.itemsize > 2):
+        return 0
+    return min(rows, chunks.WIDE_ROWS) * plan.m * accumulator_dtype(plan.dtype).itemsize
 
 
 TALL_ROWS = 2**31 - 2**20  # that one_pass_tall counts in 32 bits
@@ -421,16 +427,20 @@ def _with_cost(plan: Plan, target_dtype: torch.dtype, wanted: Wanted, reduction:
             read += e + w
         if wanted.target and not plan.all_in_forward:
             read += e
+        if plan.all_in_forward:  # early.py's powers of float16 gradients
+            kept = (wanted.input and plan.dtype is torch.float16) + (wanted.target and target_dtype is torch.float16)
+            workspace += n * kept * accumulator
         if plan.path == "streaming":
             workspace += plan.workers * accumulator * (min(plan.block_rows, n) * (plan.block_columns or m) + gradients)
         if plan.path == "chunked":
             sizes = chunk_sizes(plan, target_dtype, wanted, has_bias)
-            workspace += plan.chunk_rows * sizes.row
+            workspace += plan.chunk_rows * sizes.row + _wide_bytes(plan, plan.chunk_rows, target_dtype, has_bias)
             if plan.dtype.itemsize < accumulator:
                 workspace += gradients * accumulator
             passes = wanted.weight + wanted.input + wanted.target + wanted.bias
             if plan.config is None and plan.dtype.itemsize == 2 and not has_bias and target_dtype is plan.dtype:
-                read, written = read + (2 + passes) * e, written + 2 * e  # Y copied into E, the product onto it, the loss
+                # Y copied into E, the product onto it, the loss
+                read, written = read + (2 + passes) * e, written + 2 * e
             elif plan.config is None:  # the product, then E from it in one pass
                 product = n * m * accumulator
                 read, written = read + product + passes * e, written + product + e

@@ -50,7 +50,7 @@ def _backend(input: Tensor, target: Tensor, written: dict[str, Tensor]) -> str:
     stock = (
         backend == "reference"
         # An unscaled residual of a wider target may pass 65504, and the products of float16 operands take it as float16.
-        or (backend == "triton" and input.dtype is torch.float16 and target.dtype is torch.float32)
+        or (backend == "triton" and input.dtype is torch.float16 and target.dtype in (torch.float32, torch.bfloat16))
         or input.numel() == 0
         or target.numel() == 0
         or forward_ad._current_level >= 0

@@ -99,7 +99,8 @@ def add_rows(partials: Tensor, *, columns: int | None = None, lead: int = 1, los
     columns : int, optional
         Those after them are padding.
     lead, losses : int
-        Of the first `lead` columns, 29 at most, the first `losses` are added up to one sum, the others are padding.
+        Of the first `lead` columns, the first `losses`, MAX_COLUMNS at most, are added up to one sum; the others are
+        padding.
 
     Returns
     -------

@@ -143,6 +143,11 @@ def backend_for(device: torch.device) -> str:
             raise RuntimeError(
                 f"the triton backend was asked for, but the tensors are on {device}: it takes CUDA tensors"
             )
+        if kind == "cuda" and not _kernels_run_on(device):
+            raise RuntimeError(
+                f"the triton backend was asked for, but its kernels are not for {device}: they take NVIDIA GPUs of compute "
+                "capability 8.0 or later"
+            )
     return chosen
 
 

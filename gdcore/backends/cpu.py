@@ -125,6 +125,7 @@ def forward(
     target_powers = None if grad_target is None else early.powers_for(grad_target, dtype)
     scale = 1 / (n * m) if reduction == "mean" else 1.0
     columns = plan.block_columns or m
+    spans = [slice(left, min(left + columns, m)) for left in range(0, m, columns)]
 
     def stream(start: int, stop: int, block: int) -> tuple[float, Tensor | None, Tensor | None]:
         total = 0.0
@@ -134,17 +135,22 @@ def forward(
         buffer = torch.empty(block * columns, dtype=dtype)
         x_rows = _Widener(input, dtype, block)
         products = None if grad_input is None or grad_input.dtype is dtype else torch.empty(block, k, dtype=dtype)
+        whole = buffer.view(block, m) if columns == m else None
+        sums = grad_weight, grad_bias  # sliced once: a block of few outputs takes little longer than its slices
+        pieces = [(s, weight_t[:, s], *(None if t is None else t[s] for t in (bias, *sums))) for s in spans]
         for first in range(start, stop, block):
             last = min(first + block, stop)
             rows, x = slice(first, last), x_rows.rows(first, last)
-            for left in range(0, m, columns):
-                outputs = slice(left, min(left + columns, m))
-                y, w = target[rows, outputs], weight_t[:, outputs]
-                e = buffer[: y.numel()].view(y.shape)
-                if bias is None:
+            for outputs, w, offset, into_weight, into_bias in pieces:
+                if whole is not None:
+                    y, e = target[rows], whole[: last - first]
+                else:
+                    y = target[rows, outputs]
+                    e = buffer[: y.numel()].view(y.shape)
+                if offset is None:
                     e.copy_(y)
                 else:
-                    torch.sub(y, bias[outputs], out=e)
+                    torch.sub(y, offset, out=e)
                 e.addmm_(x, w, beta=-1)
                 if squares is None:
                     total += _sum_of_squares(e)
@@ -152,15 +158,15 @@ def forward(
                     torch.mul(e, e, out=squares[rows]) if loss_dtype is dtype else squares[rows].copy_(e * e)
                 if residual is not None:
                     residual[rows] = e
-                if grad_weight is not None:
-                    grad_weight[outputs].addmm_(e.t(), x)
-                if grad_bias is not None:
-                    grad_bias[outputs].add_(e.sum(0))
+                if into_weight is not None:
+                    into_weight.addmm_(e.t(), x)
+                if into_bias is not None:
+                    into_bias.add_(e.sum(0))
                 if grad_target is not None:
                     early.put(grad_target[rows, outputs], e, -2 * scale, _part(target_powers, rows))
                 if grad_input is not None:
                     part, factor = (grad_input[rows], 2 * scale) if products is None else (products[: last - first], 1)
-                    torch.addmm(part, e, w.t(), beta=1 if left else 0, alpha=factor, out=part)
+                    torch.addmm(part, e, w.t(), beta=1 if outputs.start else 0, alpha=factor, out=part)
             if products is not None:
                 early.put(grad_input[rows], products[: last - first], 2 * scale, _part(input_powers, rows))
         return total, grad_weight, grad_bias
@@ -262,11 +268,11 @@ def step(
     operand = weight if weight.dtype is input.dtype else weight.to(input.dtype)
     offset = bias if bias is None or bias.dtype is input.dtype else bias.to(input.dtype)
     wanted = Wanted(weight=True, bias=bias is not None)
-    loss, _, grad_weight, grad_bias = forward(input, operand, target, offset, "mean", wanted, plan)
-    apply_(update, weight, grad_weight, momentum_buffer)
+    saved = forward(input, operand, target, offset, "mean", wanted, plan)
+    apply_(update, weight, saved.grad_weight, momentum_buffer)
     if bias is not None:
-        apply_(update, bias, grad_bias, bias_momentum_buffer)
-    return loss
+        apply_(update, bias, saved.grad_bias, bias_momentum_buffer)
+    return saved.loss
 
 
 SMALL_NUMBERS = 1 << 22  # of input and target: beyond, cache-sized blocks are faster than whole passes

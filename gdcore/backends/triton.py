@@ -9,17 +9,16 @@ from ..kernels.backward_products import backward_products
 from ..kernels.backward_products_descriptors import backward_products_descriptors
 from ..kernels.backward_target import backward_target
 from ..kernels.backward_weight import backward_weight
-from ..kernels.forward import forward as tiled_forward
-from ..kernels.forward_descriptors import forward_descriptors
 from ..kernels.one_pass_dot import one_pass_dot
 from ..kernels.one_pass_rows import one_pass_rows
 from ..kernels.one_pass_tall import one_pass_tall
 from ..kernels.one_pass_vector import one_pass_vector
 from ..kernels.tiles import descriptors_fit
 from ..plan import Plan
-from . import Forward, Wanted, early, triton_chunked, triton_library
+from . import Forward, Wanted, early, triton_chunked, triton_library, triton_tiled
 from .common import in_dtype, on_device_of
 from .triton_step import new_counter, step
+from .triton_tall import launch_of
 
 __all__ = ["backward", "forward", "new_counter", "step"]
 
@@ -46,13 +45,14 @@ def forward(
     loss_scale = 1 / (n * m) if reduction == "mean" else 1.0
     with on_device_of(input):
         if plan.path in _ONE_PASS:
+            config, programs = launch_of(plan, input, target)
             sums = _ONE_PASS[plan.path](
                 input,
                 weight,
                 target,
                 bias,
-                config=plan.config,
-                programs=plan.programs,
+                config=config,
+                programs=programs,
                 loss_scale=loss_scale,
                 grad_scale=2 * loss_scale,
                 want_grads=wanted.weight or wanted.bias,
@@ -69,20 +69,8 @@ def forward(
                 sums[1 : 1 + m] if wanted.bias else None,
             )
         squares = input.new_empty(n, m, dtype=loss_dtype) if reduction == "none" else None
-        through_descriptors = plan.forward_config is not None and descriptors_fit(
-            *(t for t in (input, weight, target, residual, squares) if t is not None)
-        )
-        loss = (forward_descriptors if through_descriptors else tiled_forward)(
-            input,
-            weight,
-            target,
-            bias,
-            config=plan.forward_config if through_descriptors else plan.config,
-            loss_scale=loss_scale,
-            residual=residual,
-            squares=squares,
-            input_precision=plan.input_precision,
-            **({"programs": plan.device.sms} if through_descriptors else {}),
+        loss = triton_tiled.forward(
+            input, weight, target, bias, plan, loss_scale=loss_scale, residual=residual, squares=squares
         )
         return Forward(squares if loss is None else loss.to(loss_dtype), residual)
 
@@ -138,6 +126,8 @@ def _tiled_gradients(grad_output, scale, input, weight, residual, want_input, wa
             input_precision=plan.input_precision,
             wide=residual.dtype is not input.dtype,
         )
+        if on_descriptors:
+            weight = triton_tiled.by_rows(weight)
         if not on_descriptors or descriptors_fit(residual, input, weight):
             d_input = torch.empty(input.shape, dtype=input.dtype, device=input.device)
             d_weight, d_bias = (backward_products_descriptors if on_descriptors else backward_products)(

@@ -3,16 +3,14 @@
 import torch
 from torch import Tensor
 
-from ..kernels.backward_weight_step import backward_weight_step
-from ..kernels.configs import epilogue_config
-from ..kernels.forward import forward as tiled_forward
 from ..kernels.loss import loss as loss_of
 from ..kernels.one_pass_step import one_pass_step
 from ..kernels.step import Step
 from ..plan import Plan, accumulator_dtype, updated_by_last_program
 from ..update import Update, apply_
-from . import triton_chunked
+from . import triton_chunked, triton_tiled
 from .common import in_dtype, on_device_of, wide_product
+from .triton_tall import launch_of
 
 _counters: dict[tuple[int, int], Tensor] = {}  # (device, stream) -> one zero: launches of one stream do not overlap
 
@@ -70,14 +68,15 @@ def step(
         if plan.path.startswith("one_pass"):
             one_launch = plan.path != "one_pass_tall" and plan.programs > 1 and updated_by_last_program(plan)
             loss = input.new_empty((), dtype=loss_dtype)
+            config, programs = launch_of(plan, input, target)
             one_pass_step(
                 plan.path.removeprefix("one_pass_"),
                 input,
                 target,
                 loss,
                 what,
-                config=plan.config,
-                programs=plan.programs,
+                config=config,
+                programs=programs,
                 loss_scale=1 / (n * m),
                 grad_scale=scale,
                 counter=None if not one_launch else _counter(input.device) if counter is None else counter,
@@ -85,29 +84,10 @@ def step(
             )
         else:
             residual = input.new_empty(n, m, dtype=loss_dtype)
-            loss = tiled_forward(
-                input,
-                weight,
-                target,
-                bias,
-                config=plan.config,
-                loss_scale=1 / (n * m),
-                residual=residual,
-                squares=None,
-                input_precision=plan.input_precision,
+            loss = triton_tiled.forward(
+                input, weight, target, bias, plan, loss_scale=1 / (n * m), residual=residual, squares=None
             )
-            config = plan.weight_config
-            if plan.split == 1:
-                config = epilogue_config(config, input.dtype, plan.input_precision)
-            backward_weight_step(
-                residual,
-                input,
-                what,
-                scale=scale,
-                config=config,
-                split=plan.split,
-                input_precision=plan.input_precision,
-            )
+            triton_tiled.update(residual, input, what, plan, scale=scale)
         _written_by_kernels(weight, bias, momentum_buffer, bias_momentum_buffer)
         if v is not momentum_buffer:
             momentum_buffer.copy_(v)

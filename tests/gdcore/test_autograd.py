@@ -247,10 +247,11 @@ def test_dispatch_modes_see_the_products(backend):
     assert counter.get_total_flops() == 2 * 40 * 3 * 2
 
 
-def test_a_large_residual_of_a_wider_target_stays_finite(backend):
-    """float16 operands, float32 target: what float16 autocast makes."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_large_residual_of_a_wider_target_stays_finite(dtype, backend):
+    """float16 operands and a float32 target are what float16 autocast makes; bfloat16 has float32's range."""
     for k in (3, 32, 300):
         t = draw(64, k, 8, torch.float16, bias=False)
-        target, weight = torch.full((64, 8), 1e5, device=DEVICE), t["weight"].requires_grad_()
+        target, weight = torch.full((64, 8), 1e5, dtype=dtype, device=DEVICE), t["weight"].requires_grad_()
         (ours,) = torch.autograd.grad(gdcore.linear_mse(t["input"], weight, target), weight)
         assert torch.isfinite(ours).all()

@@ -8,7 +8,8 @@ import torch
 from gdcore import cost, devices, plan
 from gdcore.autograd import LinearMSE
 from gdcore.backends import Wanted, load, reference
-from gdcore.plan import plan_for
+from gdcore.kernels.configs import Config
+from gdcore.plan import Plan, plan_for
 from gdcore.update import Update
 from support import DEVICE, DTYPES, NAMES, assert_parity, draw, run
 
@@ -127,3 +128,21 @@ def test_a_whole_step_on_the_tall_path(update, bias):
     for ours, theirs in zip(operands + buffers * bool(update.momentum), copies[0] + copies[1], strict=False):
         if ours is not None:
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_a_transposed_weight_reaches_the_descriptors_that_its_plan_counts_on(monkeypatch):
+    """matmul_mse's weight is a transpose, which no descriptor takes as it lies."""
+    from gdcore.backends import triton_tiled
+
+    calls = []
+    real = triton_tiled.forward_descriptors
+    monkeypatch.setattr(triton_tiled, "forward_descriptors", lambda *a, **o: calls.append(a) or real(*a, **o))
+    t = draw(40, 32, 48, torch.bfloat16, bias=False)
+    weight = t["weight"].t().contiguous().t()
+    config = Config(32, 32, 32, 4, 2)
+    made = Plan("triton", "tiled", "", GPU, 40, 32, 48, dtype=torch.bfloat16, config=config, forward_config=config)
+    options = {"loss_scale": 1.0, "residual": None, "squares": None}
+    found = triton_tiled.forward(t["input"], weight, t["target"], None, made, **options)
+    residual = t["input"].double() @ weight.double().t() - t["target"].double()
+    assert calls
+    torch.testing.assert_close(found.double(), (residual**2).sum(), rtol=1e-5, atol=0)

@@ -174,6 +174,10 @@ def test_a_file_of_ones_own_counts_too_and_all_can_be_switched_off(act, monkeypa
     act(ROW)
     with pytest.warns(measured.MeasuredTableWarning, match="No such file"):
         assert at().measured is not None, "one file's damage is not another's"
+    monkeypatch.setenv(measured.VARIABLE, "~nobody-of-this-name/own.json")
+    act(ROW)
+    with pytest.warns(measured.MeasuredTableWarning, match="~nobody-of-this-name"):
+        assert at().measured is not None
 
 
 def test_what_is_written_is_what_is_read(tmp_path, act):

@@ -188,6 +188,13 @@ def test_the_floor_is_the_larger_of_memory_and_arithmetic():
     assert plan_for(100, 2, 1, device=CPU).floor_seconds is None
 
 
+@pytest.mark.parametrize("n", [100, 10**6, 10**7])
+def test_a_wave_has_no_more_programs_than_are_launched(n):
+    plan = plan_for(n, 2, 1, device=H200)
+    launch = plan.launches[0]
+    assert launch.slots <= plan.programs and launch.waves == launch.tiles / plan.programs >= 1
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     n=st.integers(1, 10**9),

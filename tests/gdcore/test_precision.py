@@ -79,4 +79,6 @@ def test_products_that_torch_would_round_otherwise_are_not_the_librarys(n, k, m)
     for wanted in (Wanted(), Wanted(True, True, False, True)):
         plan = plan_for(n, k, m, device=H200, wanted=wanted, input_precision="tf32x3")
         assert plan.path not in ("library", "stock", "chunked")
-        assert plan.compute_seconds > plan_for(n, k, m, device=H200, wanted=wanted, input_precision="tf32").compute_seconds
+        assert (
+            plan.compute_seconds > plan_for(n, k, m, device=H200, wanted=wanted, input_precision="tf32").compute_seconds
+        )

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import gdcore
 from gdcore import devices, plan, step_run
 from gdcore.backends import Wanted, cpu, load, reference
+from gdcore.kernels import configs, table
 from gdcore.kernels.configs import Config
 from gdcore.update import Update
 from product_support import laid_out
@@ -125,8 +126,9 @@ def test_a_wider_target_widens_the_loss(dtype, target, any_backend):
     assert gdcore.linear_mse_sgd_(**t, lr=0.1).dtype is target
 
 
-def test_a_residual_beyond_float16_is_not_cut(any_backend):
-    t = draw(40, 20, 24, torch.float16, target_dtype=torch.float32)
+@pytest.mark.parametrize("target", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_a_residual_beyond_float16_is_not_cut(target, any_backend):
+    t = draw(40, 20, 24, torch.float16, target_dtype=target)
     t["target"] *= 1e6
     mine = copied(t)
     assert ours(mine, 1, lr=1e-4).isfinite().all()
@@ -571,6 +573,97 @@ def test_every_path_makes_the_same_step(path, options, monkeypatch):
         for a, b in zip(written, [expected["weight"], expected["bias"], *expected_buffers], strict=False):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
         assert all(v._version > before for v, before in zip(written, versions, strict=True))
+
+
+def placed(tensor, offset):
+    """The same values, dense, in memory that begins `offset` numbers behind a multiple of 16 bytes."""
+    flat = tensor.new_empty(tensor.numel() + 64)
+    first = -flat.data_ptr() // tensor.itemsize % 16 + offset
+    return flat[first : first + tensor.numel()].view(tensor.shape).copy_(tensor)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "k", "architecture", "which", "taken"),
+    [
+        (torch.bfloat16, 48, 90, None, "descriptors"),
+        (torch.float16, 48, 100, None, "descriptors"),
+        (torch.bfloat16, 48, 80, None, "pointers"),
+        (torch.float32, 48, 90, None, "pointers"),
+        (torch.bfloat16, 40, 90, None, "unaligned"),
+        (torch.bfloat16, 48, 90, "input", "unaligned"),
+        (torch.bfloat16, 48, 90, "weight", "unaligned"),
+        (torch.bfloat16, 48, 90, "transposed weight", "unaligned"),
+    ],
+)
+def test_the_update_follows_the_product_that_these_tensors_allow(dtype, k, architecture, which, taken, monkeypatch):
+    """On descriptors only where rows are aligned, and with a smaller tile where they are not."""
+    from gdcore.backends import triton_tiled
+
+    calls = []
+    for name in ("forward_descriptors", "backward_weight_step", "backward_weight_step_descriptors"):
+        real = getattr(triton_tiled, name)
+        monkeypatch.setattr(
+            triton_tiled,
+            name,
+            lambda *a, real=real, name=name, **o: calls.append((name, o["config"])) or real(*a, **o),
+        )
+    options = "plain" if architecture == 100 else "momentum and decay"
+    t = draw(40, k, 32, dtype)
+    exact = copied(t, torch.float64)
+    for name, tensor in t.items():
+        t[name] = placed(tensor, int(name == which))
+    if which == "transposed weight":
+        t["weight"] = laid_out(t["weight"], "transposed")
+    update = Update(0.05, **OPTIONS[options])
+    on_device = devices.KNOWN[architecture]
+    large = Config(32, 128, 128, 8, 3)
+    made = plan.plan_for(40, k, 32, dtype=dtype, device=on_device, wanted=Wanted(bias=True))
+    offered = Config(32, 32, 32, 4, 2) if architecture >= 90 else None
+    made = plan.dataclasses.replace(
+        made, path="tiled", config=SMALL, weight_config=large, forward_config=offered, split=1
+    )
+    buffers = {name: torch.zeros_like(t[name]) for name in ("weight", "bias")}
+    with torch.no_grad():
+        loss = load("triton").step(
+            t["input"], t["weight"], t["target"], t["bias"], update, buffers["weight"], buffers["bias"], made
+        )
+    expected = stock(exact, 1, lr=0.05, **OPTIONS[options])[0]
+    tolerance = 1e-5 if dtype is torch.float32 else 2e-2
+    torch.testing.assert_close(loss.double(), expected, rtol=tolerance, atol=0)
+    for name in ("weight", "bias"):
+        torch.testing.assert_close(t[name].double(), exact[name], rtol=tolerance, atol=tolerance)
+    (name, config) = calls[-1]
+    assert (name == "backward_weight_step_descriptors") == (taken == "descriptors")
+    on_descriptors = taken != "unaligned" or k == 40 or which == "transposed weight"
+    assert ("forward_descriptors" in dict(calls)) == (offered is not None and on_descriptors)
+    if taken != "descriptors":
+        whole = config.block_k * config.block_m
+        assert whole == (4096 if taken == "unaligned" else 128 * 128)
+
+
+@pytest.mark.parametrize("which", [None, "input", "target"])
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_rows_at_odd_addresses_have_a_configuration_of_their_own(which, architecture, monkeypatch):
+    """On GPUs with little shared memory the one for aligned rows would not fit."""
+    from gdcore.backends import triton, triton_step
+
+    n, k, m, calls = 70, 136, 72, []
+    sums = torch.zeros(1 + m + m * k, device=DEVICE)
+    monkeypatch.setattr(triton, "_ONE_PASS", {"one_pass_tall": lambda *a, **o: calls.append(o) or sums})
+    monkeypatch.setattr(triton_step, "one_pass_step", lambda *a, **o: calls.append(o))
+    t = {name: placed(tensor, int(name == which)) for name, tensor in draw(n, k, m, torch.bfloat16).items()}
+    bare = plan.Plan("triton", "", "", devices.KNOWN[architecture], n, k, m, dtype=torch.bfloat16)
+    asked = plan.Asked(torch.bfloat16, Wanted(bias=True), "mean", True, True)
+    made = next(p for p in plan.paths.candidates(bare, asked, "tall", "") if p.path == "one_pass_tall")
+    tensors = [t[name] for name in ("input", "weight", "target", "bias")]
+    with torch.no_grad():
+        load("triton").forward(*tensors, "mean", Wanted(bias=True), made)
+        load("triton").step(*tensors, Update(0.05), None, None, made)
+    row = configs.tall_row(architecture, torch.bfloat16, k, m, "ieee", aligned=which is None)
+    assert len(calls) == 2
+    for options in calls:
+        assert options["config"] == table.lookup(*row)
+        assert options["programs"] % -(-m // options["config"].block_m) == 0 < options["programs"]
 
 
 @pytest.mark.parametrize("target", [None, torch.float32], ids=["half target", "float32 target"])

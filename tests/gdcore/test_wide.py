@@ -420,6 +420,29 @@ def test_the_plan_says_what_it_does_and_takes():
     told = gdcore.explain(x, w.requires_grad_(), y, device="H200")
     assert "4 of 16384 rows" in told
     assert "N x M is large" in told
+    assert sum(line.endswith("; taken") for line in told.split("\n")) == 1
+    taken = next(line.split() for line in told.split("\n") if line.endswith("; taken"))
+    assert taken[0] == "chunked" and f"in {taken[3]} launches:" in told and int(taken[3]) == 4 * len(told.plan.launches)
+    assert f"floor      {told.plan.floor_seconds * 1e3:.3g} ms" in told
+    assert not any(launch.what.startswith("E times c") for launch in told.plan.launches)  # the products apply c
+
+
+@pytest.mark.parametrize(
+    ("dtype", "target_dtype", "has_bias", "more"),
+    [
+        (torch.bfloat16, torch.bfloat16, True, 4096 * 32_768 * 4),  # X Wᵀ in float32, a part at a time
+        (torch.float32, torch.float32, True, 0),
+        (torch.float16, torch.float16, False, 65_536 * 4 + 16_384 * 4096 * 4),  # powers of rows, and a chunk of dX
+    ],
+    ids=str,
+)
+def test_what_half_types_take_more_is_in_the_plans_memory(dtype, target_dtype, has_bias, more):
+    n, k, m = 65_536, 4096, 32_768
+    options = {"device": H200, "dtype": dtype, "wanted": Wanted(True, True), "free_bytes": 1 << 35}
+    made = plan.plan_for(n, k, m, **options, target_dtype=target_dtype, has_bias=has_bias)
+    assert made.path == "chunked" and made.config is None
+    sums = m * k * 4 if dtype.itemsize == 2 else 0
+    assert made.workspace_bytes == made.chunk_rows * m * dtype.itemsize + sums + more
 
 
 def test_on_a_cpu_only_short_rows_of_the_residual_are_kept():
