@@ -16,8 +16,33 @@ SEED = int(os.environ.get("GDCORE_SEED", random.SystemRandom().randrange(2**31))
 # the kernels that ship it compiles a random third.
 # GDCORE_ALL=1 takes all, and so does naming a file.
 SAMPLED = {
-    "gdcore": ("test_fit.py", "test_fit_batches.py", "test_fit_chip.py", "test_fit_refusals.py", "test_step.py"),
-    "kernels": ("test_run_batches.py", "test_run_grid.py", "test_run_resident.py", "test_step.py"),
+    "gdcore": (
+        "test_autograd.py",
+        "test_each_path.py",
+        "test_fit.py",
+        "test_fit_batches.py",
+        "test_fit_chip.py",
+        "test_fit_refusals.py",
+        "test_parity.py",
+        "test_plan_boundaries.py",
+        "test_sgd_beyond.py",
+        "test_step.py",
+        "test_wide.py",
+    ),
+    "kernels": (
+        "test_backward_products.py",
+        "test_backward_weight.py",
+        "test_forward.py",
+        "test_forward_descriptors.py",
+        "test_one_pass.py",
+        "test_one_pass_tall.py",
+        "test_product_configs.py",
+        "test_run_batches.py",
+        "test_run_grid.py",
+        "test_run_resident.py",
+        "test_sgd.py",
+        "test_step.py",
+    ),
 }
 FEW = 6  # cases of one test that are all taken
 COMPILED = ("test_compiled.py", "test_compiled_amd.py")  # a kernel takes a second or more
