@@ -279,12 +279,10 @@ def _in_chunks(plan: Plan, asked: Asked, free_bytes: int | None) -> Plan:
         left = free_bytes - chunk_sizes(plan, target_dtype, wanted, has_bias).fixed
         short = cost.workspace_of(plan, asked) > max(left, 0) // 2
     base = plan
-    if plan.path in ("tiled", "library"):
-        base = plan
-    elif short:  # a one-pass kernel that keeps E for dX, or stock
+    if plan.path not in ("tiled", "library"):  # a one-pass kernel that keeps E for dX, or stock
+        if not short:
+            return plan
         base = paths.candidates(dataclasses.replace(plan, store_residual=False), asked, None, "")[-1]
-    else:
-        return plan
     rows = chunks.rows_of_chunk(plan.n, chunk_sizes(base, target_dtype, wanted, has_bias), free_bytes)
     if rows >= plan.n:
         return plan

@@ -17,7 +17,7 @@ import math
 
 import torch
 
-from .configs import VECTOR_BYTES, Config, accumulator_dtype, nearest_architecture
+from .configs import VECTOR_BYTES, Config, accumulator_dtype, nearest_architecture, power_of_2
 
 MAX_OUTPUTS = 16  # parameters, momentum and gradients of so many are all that registers hold
 BASE = 30  # addresses, counters, scales
@@ -34,11 +34,6 @@ WIDE = 64  # beyond, a lane holds several vectors of a row, and the estimate wou
 MAX_BLOCK_N = 16384
 GRID_WARPS = (8, 16)  # fewer would leave registers of a multiprocessor unused
 GRID_ROWS = 256  # of a program, at least: less is not worth a multiprocessor more at the barrier
-
-
-def power_of_2(number: int) -> int:
-    """The next power of two."""
-    return 1 << (number - 1).bit_length()
 
 
 def thread_tile(block_n: int, k: int, dtype: torch.dtype, num_warps: int) -> tuple[int, int]:
