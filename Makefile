@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: bench test lint compiled clean
+.PHONY: bench test lint compiled sanitize clean
 
 bench: .venv/installed
 	$(BIN)/python -m gdcore.bench
@@ -17,6 +17,12 @@ compiled: .venv/installed
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv-triton-$(TRITON) \
 		$(if $(filter newest,$(TRITON)),triton,triton==$(TRITON))
 	PYTHONPATH=.venv-triton-$(TRITON) $(BIN)/python -m pytest tests/kernels/test_compiled.py
+
+# On a GPU: every kernel once under NVIDIA's checks of memory accesses and of races
+SANITIZER ?= $(firstword $(wildcard /usr/local/cuda/bin/compute-sanitizer) compute-sanitizer)
+sanitize: .venv/installed
+	$(SANITIZER) --tool memcheck --error-exitcode 1 $(BIN)/python tests/sanitize.py
+	$(SANITIZER) --tool racecheck --error-exitcode 1 $(BIN)/python tests/sanitize.py
 
 .venv/installed: setup.py constraints.txt
 	$(PYTHON) -m venv .venv

@@ -19,7 +19,7 @@ def drive(engine: Engine, wanted: bool) -> bool:
         try:
             while engine.done < steps:
                 engine.advance(min(engine.chunk, steps - engine.done))
-                if engine.losses.is_cuda:
+                if engine.losses.is_cuda and engine.done < steps:
                     under_way.append(torch.cuda.current_stream(engine.losses.device).record_event())
                 if len(under_way) > _AHEAD:  # or the whole run is enqueued at once, and neither shown nor interrupted
                     under_way.pop(0).synchronize()

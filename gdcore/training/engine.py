@@ -19,13 +19,15 @@ class Engine(ABC):
 
     chunk = 1  # steps between two looks at whether the run is over, interrupted, or to be shown
 
-    def __init__(self, spec: Spec, start: Tensor) -> None:
+    def __init__(self, spec: Spec, start: Tensor, *, in_turn: bool = True) -> None:
+        """`in_turn`: whether parameters are kept in two places that take turns, where there is no trajectory to keep them."""
         self.spec = spec
         self.done = 0
         self.losses = torch.empty(spec.steps, dtype=start.dtype, device=start.device)
         self._count = spec.steps + 1 if spec.record else 2
-        self._places = start.new_empty(self._count, *start.shape)
-        self._places[0] = start
+        if spec.record or in_turn:
+            self._places = start.new_empty(self._count, *start.shape)
+            self._places[0] = start
 
     def parameters_at(self, step: int) -> Tensor:
         """The place of the parameters before a step, (R, M)."""
@@ -42,4 +44,4 @@ class Engine(ABC):
 
     def finished_losses(self) -> Tensor:
         """The losses of the steps that are done."""
-        return self.losses[: self.done]
+        return self.losses if self.done == self.spec.steps else self.losses[: self.done]

@@ -1,6 +1,7 @@
 """How a run is computed, and why: a pure function of numbers, so it can be tested and read without a GPU."""
 
 import dataclasses
+import functools
 
 import torch
 
@@ -67,6 +68,7 @@ class RunPlan:
         return "\n".join(lines)
 
 
+@functools.lru_cache(maxsize=1024)  # a short run takes less time than its plan
 def plan_run(
     spec: Spec,
     device: Device,

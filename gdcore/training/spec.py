@@ -122,9 +122,8 @@ def run_dtype(x: Tensor, y: Tensor) -> torch.dtype:
 def starting_point(init: Any, intercept: bool, y: Tensor, k: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The first parameters, (R, M), in memory of their own."""
     m = 1 if y.dim() == 1 else y.shape[1]
-    start = torch.zeros(k + intercept, m, dtype=dtype, device=device)
     if init is None:
-        return start
+        return torch.zeros(k + intercept, m, dtype=dtype, device=device)
     coef, bias = init, None
     if _has_parts(init):
         if len(init) != 2:
@@ -132,15 +131,19 @@ def starting_point(init: Any, intercept: bool, y: Tensor, k: int, dtype: torch.d
         coef, bias = init
     if bias is not None and not intercept:
         raise ValueError("init has an intercept, but none is fitted: pass intercept=True, or init=coef")
-    shapes = {"coef": (k, *y.shape[1:]), "intercept": tuple(y.shape[1:])}
-    for name, value, place in (("coef", coef, start[:k]), ("intercept", bias, start[k:])):
+    start = torch.empty(k + intercept, m, dtype=dtype, device=device)
+    parts = [("coef", coef, start[:k] if intercept else start, (k, *y.shape[1:]))]
+    if intercept:
+        parts.append(("intercept", bias, start[k:], tuple(y.shape[1:])))
+    for name, value, place, shape in parts:
         if value is None:
+            place.zero_()
             continue
         value = value.detach() if isinstance(value, Tensor) else _from_array(name, value)
         if value.is_complex() or value.layout is not torch.strided:
             raise TypeError(f"init's {name} must be a dense tensor of real numbers, not {value.dtype}, {value.layout}")
-        if tuple(value.shape) != shapes[name]:
-            raise ValueError(f"init's {name} has shape {tuple(value.shape)}, it must be {shapes[name]}")
+        if value.shape != shape:
+            raise ValueError(f"init's {name} has shape {tuple(value.shape)}, it must be {shape}")
         place.copy_(value.reshape(place.shape))
     return start
 

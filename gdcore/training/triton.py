@@ -28,11 +28,14 @@ class ChipRun(Engine):
     chunk = _LAUNCH_STEPS
 
     def __init__(self, spec: Spec, start: Tensor, x: Tensor, y: Tensor, plan: RunPlan) -> None:
-        super().__init__(spec, start)
-        self.chunk = max(1, min(self.chunk, int(_LAUNCH_SECONDS / (plan.predicted_step_seconds or 1e-5))))
+        super().__init__(spec, start, in_turn=False)
+        steps = min(self.chunk, int(_LAUNCH_SECONDS / (plan.predicted_step_seconds or 1e-5)))
+        # A launch whose losses begin at another alignment would be compiled anew.
+        self.chunk = steps - steps % 16 if steps > 16 else max(1, steps)
         self.x, self.y, self.plan = packed(x), y, plan  # once, not in each launch
         self.spare = start.new_empty(2, *start.shape)
-        self.states = {0: torch.stack([start, torch.zeros_like(start)])}  # by step: parameters and momentum, (2, R, M)
+        velocity = torch.zeros_like(start) if spec.momentum else start  # without momentum any numbers do
+        self.states = {0: torch.stack([start, velocity])}  # by step: parameters and momentum, (2, R, M)
         if spec.batch_size:
             self.units = shuffle.batches(spec.seed, spec.n, spec.batch_size, spec.steps, _ORDER_NUMBERS, x.device)
             self.order, self.order_steps, self.order_used = None, 0, 0

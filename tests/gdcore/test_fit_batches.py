@@ -9,14 +9,11 @@ import pytest
 import torch
 
 import gdcore
-from fit_support import assert_as_stock, assert_bitwise, loop, problem
+from fit_support import assert_as_stock, assert_bitwise, loop, on_cpu, problem
 from gdcore.training import cpu, shuffle
-from support import DTYPES
+from support import DEVICE, DTYPES
 
-pytestmark = [
-    pytest.mark.skipif(torch.cuda.is_available(), reason="the methods of the CPU"),
-    pytest.mark.usefixtures("one_thread"),
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 SIZES = [*range(1, 35), 63, 64, 65, 255, 256, 257, 1000, 1024, 1025, 5000]
@@ -218,8 +215,8 @@ def test_epochs_that_are_not_reached_are_not_drawn():
 def seen(method, n, batch_size, steps, **options):
     """Which rows each step saw: with x the unit matrix, their coefficients alone move."""
     result = gdcore.fit(
-        torch.eye(n), torch.ones(n), lr=1e-3, steps=steps, batch_size=batch_size, method=method, record_trajectory=True,
-        **options,
+        torch.eye(n, device=DEVICE), torch.ones(n, device=DEVICE), lr=1e-3, steps=steps, batch_size=batch_size,
+        method=method, record_trajectory=True, **options,
     )  # fmt: skip
     return [set(row.nonzero()[:, 0].tolist()) for row in result.trajectory.diff(dim=0)]
 
@@ -296,7 +293,7 @@ def test_a_batch_of_all_rows_is_the_full_batch(method):
 
 @each_method
 def test_a_single_row(method):
-    x, y = torch.tensor([[2.0]]), torch.tensor([4.0])
+    x, y = torch.tensor([[2.0]], device=DEVICE), torch.tensor([4.0], device=DEVICE)
     result = gdcore.fit(x, y, lr=0.0625, steps=3, batch_size=1, method=method, record_trajectory=True)
     assert result.trajectory.flatten().tolist() == [0.0, 1.0, 1.5, 1.75]
     assert result.losses.tolist() == [16.0, 4.0, 1.0]
@@ -312,6 +309,7 @@ def test_a_shorter_run_is_the_beginning_of_a_longer_one(batch_size, method):
         assert_bitwise(gdcore.fit(x, y, steps=steps, **options), whole, steps)
 
 
+@on_cpu(reason="the CPU's engine")
 @pytest.mark.parametrize("numbers", [1, 30, 100, 300], ids="{} row numbers at a time".format)
 @pytest.mark.parametrize("together", [1, 3, 64], ids="{} batches gathered at a time".format)
 def test_how_much_is_drawn_and_gathered_at_a_time_changes_nothing(together, numbers, monkeypatch):
@@ -325,6 +323,7 @@ def test_how_much_is_drawn_and_gathered_at_a_time_changes_nothing(together, numb
     assert_bitwise(gdcore.fit(x, y, **options), expected)
 
 
+@on_cpu(reason="the CPU's engine")
 @pytest.mark.parametrize("batch_size", [10, 1000, 100_000])
 def test_what_is_gathered_at_a_time_stays_small(batch_size, monkeypatch):
     """Some batches together, a cache's part of bytes at most; a batch that is larger alone."""
@@ -337,6 +336,7 @@ def test_what_is_gathered_at_a_time_stays_small(batch_size, monkeypatch):
     assert gathered[0] == max(1, min(64, (2 << 20) // (16 * batch_size))) * batch_size
 
 
+@on_cpu(reason="the CPU's engine")
 def test_more_rows_than_are_drawn_at_a_time():
     n = 300_000
     assert n > cpu._ORDER_NUMBERS

@@ -1,4 +1,4 @@
-"""Runs in one launch or a few: the engine about the kernels, here interpreted, and the CUDA graph, here acted."""
+"""Runs in one launch or a few: the engine about the kernels, interpreted or on a GPU, and the CUDA graph, here acted."""
 
 import contextlib
 import itertools
@@ -8,23 +8,20 @@ import pytest
 import torch
 
 import gdcore
-from fit_support import assert_as_stock, assert_bitwise, loop, problem
+from fit_support import assert_as_stock, assert_bitwise, loop, on_cpu, problem
 from gdcore import backends, training
 from gdcore.training import choice, shuffle, steps, triton
 from gdcore.training.spec import Spec
 from support import DEVICE, DTYPES
 
-pytestmark = [
-    pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels are interpreted"),
-    pytest.mark.usefixtures("one_thread", "interpreted"),
-]
+pytestmark = pytest.mark.usefixtures("one_thread", "kernels")
 
 OPTIONS = {"lr": 0.05, "momentum": 0.5, "weight_decay": 0.1, "intercept": True}
 METHODS = {"a full batch": {}, "mini-batches": {"batch_size": 16}}
 
 
 @pytest.fixture
-def interpreted():
+def kernels():
     with gdcore.use_backend("triton"):
         yield
 
@@ -66,11 +63,11 @@ def test_agrees_with_the_cpus_own_path(options, method):
     options = {**options, **METHODS[method], "lr": 0.05, "steps": 6, "init": init, "record_trajectory": True}
     ours = gdcore.fit(x, y, **options)
     with gdcore.use_backend("cpu"):
-        other = gdcore.fit(x, y, **options)
+        other = gdcore.fit(x.cpu(), y.cpu(), **options)
     assert ours.plan.backend != other.plan.backend
     for name in ("coef", "intercept", "losses", "trajectory"):
-        torch.testing.assert_close(getattr(ours, name), getattr(other, name), rtol=2e-5, atol=2e-6)
-    assert torch.equal(ours.trajectory[0][:3], init)
+        torch.testing.assert_close(getattr(ours, name), getattr(other, name), rtol=2e-5, atol=2e-6, check_device=False)
+    assert torch.equal(ours.trajectory[0][:3].cpu(), init)
     assert torch.equal(ours.trajectory[-1][:3], ours.coef)
 
 
@@ -219,6 +216,8 @@ class Graph:
 @pytest.fixture
 def graphs(monkeypatch):
     """CUDA's graphs acted: the steps of a capture are recorded."""
+    if DEVICE == "cuda":
+        pytest.skip("without a GPU graphs are acted; test_fit_cuda captures")
     made, capturing = [], []
 
     @contextlib.contextmanager
@@ -328,6 +327,7 @@ def test_an_interrupt_while_a_chunk_is_noted_loses_that_chunk_alone(graphs, monk
     assert_bitwise(result, finished(graph_run(x, y, 2 * chunk, **OPTIONS)))
 
 
+@on_cpu(reason="a GPU compiles")
 def test_this_machine_interprets():
     assert DEVICE == "cpu"
     assert gdcore.backends.interpreting()

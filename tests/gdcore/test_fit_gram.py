@@ -10,11 +10,9 @@ import gdcore
 from fit_support import assert_as_stock, loop, problem
 from gdcore.training import gram
 from gdcore.training.table import Table
+from support import DEVICE
 
-pytestmark = [
-    pytest.mark.skipif(torch.cuda.is_available(), reason="the methods of the CPU"),
-    pytest.mark.usefixtures("one_thread"),
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def naive_losses(x, y, *, lr, steps, init, dtype):
@@ -34,9 +32,9 @@ def worst(losses, exact):
 
 
 def small_noise(n=500, k=3, mean=0.0, noise=1e-3, dtype=torch.float64):
-    x = mean + torch.randn(n, k, dtype=dtype)
-    a = torch.randn(k, dtype=dtype)
-    return x, x @ a + noise * torch.randn(n, dtype=dtype), a + 0.01
+    x = mean + torch.randn(n, k, dtype=dtype, device=DEVICE)
+    a = torch.randn(k, dtype=dtype, device=DEVICE)
+    return x, x @ a + noise * torch.randn_like(x[:, 0]), a + 0.01
 
 
 @pytest.mark.parametrize("mean", [0.0, 30.0], ids=["around zero", "far from zero"])
@@ -71,8 +69,8 @@ def test_a_loss_is_right_to_the_documented_part_of_the_first():
 def test_a_loss_of_nothing_is_not_negative():
     """What is left of a difference is as often below nothing as above."""
     for draw in range(12):
-        x = torch.randn(40, 3) + draw % 2
-        y = x.double() @ torch.ones(3, dtype=torch.float64)
+        x = torch.randn(40, 3, device=DEVICE) + draw % 2
+        y = x.double().sum(1)
         result = gdcore.fit(x, y, lr=0.3 / (1 + 3 * (draw % 2)), steps=400, method="gram")
         assert (result.losses >= 0).all()
         assert result.losses[-1] <= 1e-13 * result.losses[0]
@@ -121,7 +119,7 @@ def test_blocks_that_are_unlike_merge_to_the_moments_of_all_rows(sizes):
 
 def test_blocks_of_half_precision_are_added_in_float64():
     x, y = problem(5000, 2, 1, torch.bfloat16)
-    found = gram.moments(blocks_of(x, y, [64] * 78 + [8]), torch.zeros(2, 1), 2)
+    found = gram.moments(blocks_of(x, y, [64] * 78 + [8]), torch.zeros(2, 1, device=DEVICE), 2)
     z = torch.cat([x, -y], 1).double()
     torch.testing.assert_close(found.products, (z - z.mean(0)).t() @ (z - z.mean(0)), rtol=1e-12, atol=1e-9)
 
@@ -194,7 +192,7 @@ def test_the_suggested_rate_is_that_of_the_second_derivative(setting):
         decay = options.get("weight_decay", 0.0) / 2 * w.square().sum()
         return (prediction - y.double().view(40, -1)).square().mean() + decay
 
-    second = torch.autograd.functional.hessian(loss, torch.zeros(rows * outputs, dtype=torch.float64))
+    second = torch.autograd.functional.hessian(loss, x.new_zeros(rows * outputs, dtype=torch.float64))
     expected = 2 * (1 + options.get("momentum", 0.0)) / torch.linalg.eigvalsh(second)[-1].item()
     for start in (None, torch.randn(3, *y.shape[1:])):  # it is the same from everywhere
         result = gdcore.fit(x, y, lr=0.0, steps=1, suggest_lr=True, init=start, **options)
@@ -205,16 +203,16 @@ def test_the_suggested_rate_is_that_of_the_second_derivative(setting):
 
 def test_the_lessons_rate_lies_where_it_was_recorded():
     for _ in range(5):
-        x = torch.ones(100, 2)
+        x = torch.ones(100, 2, device=DEVICE)
         x[:, 0].uniform_(-1, 1)
         result = gdcore.fit(x, x.sum(1), lr=0.1, steps=1, suggest_lr=True)
         assert 0.93 < result.suggested_lr <= 1.0
 
 
 def test_any_rate_is_stable_where_nothing_can_be_learnt():
-    zeros = torch.zeros(5, 2)
-    assert gdcore.fit(zeros, torch.ones(5), lr=0.1, steps=1, suggest_lr=True).suggested_lr == float("inf")
-    decayed = gdcore.fit(zeros, torch.ones(5), lr=0.1, steps=1, suggest_lr=True, weight_decay=4.0)
+    zeros, ones = torch.zeros(5, 2, device=DEVICE), torch.ones(5, device=DEVICE)
+    assert gdcore.fit(zeros, ones, lr=0.1, steps=1, suggest_lr=True).suggested_lr == float("inf")
+    decayed = gdcore.fit(zeros, ones, lr=0.1, steps=1, suggest_lr=True, weight_decay=4.0)
     assert decayed.suggested_lr == pytest.approx(0.5)
 
 

@@ -246,7 +246,6 @@ def test_a_plan_cannot_be_changed():
         plan_run(SMALL, CPU, "cpu").method = "gram"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the methods of the CPU")
 def test_the_result_carries_its_plan():
     x, y = torch.randn(50, 3).half(), torch.randn(50, 2, dtype=torch.float64)
     found = gdcore.fit(x, y, lr=0.1, steps=4).plan

@@ -1,5 +1,6 @@
 """Rows that come from files, loaders and generators; runs that are interrupted; what is shown meanwhile."""
 
+import functools
 import gc
 import os
 import signal
@@ -13,14 +14,17 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+import fit_support
 import gdcore
-from fit_support import assert_as_stock, assert_bitwise, problem
+from fit_support import assert_as_stock, assert_bitwise, on_cpu
 from gdcore import training
+from support import DEVICE
 
-pytestmark = [
-    pytest.mark.skipif(torch.cuda.is_available(), reason="the methods of the CPU"),
-    pytest.mark.usefixtures("one_thread"),
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# Where there is a GPU it computes, and the rows come to it from the CPU's memory.
+fit = functools.partial(gdcore.fit, device=DEVICE)
+problem = functools.partial(fit_support.problem, device="cpu")
 
 MODES = {"r": "read-only", "r+": "read and write", "c": "copy on write"}
 OPTIONS = {"lr": 0.1, "steps": 5, "momentum": 0.5, "intercept": True}
@@ -57,9 +61,9 @@ def test_a_mapped_file_gives_what_memory_gives(view, mode, tmp_path):
     rows = of_tensor(x)
     y = torch.randn(len(rows))
     for options in ({}, {"batch_size": 3}, {"method": "gram"}):
-        result = gdcore.fit(data, y, **OPTIONS, **options)
+        result = fit(data, y, **OPTIONS, **options)
         expected = {"method": "auto" if mode == "c" else "stream", **options}
-        assert_bitwise(result, gdcore.fit(rows, y, **OPTIONS, **expected))
+        assert_bitwise(result, fit(rows, y, **OPTIONS, **expected))
         assert result.plan.method == options.get("method", "resident" if mode == "c" else "stream")
     assert np.array_equal(data, rows)
 
@@ -68,7 +72,7 @@ def test_a_mapped_file_gives_what_memory_gives(view, mode, tmp_path):
 def test_targets_may_be_mapped(both, tmp_path):
     x, y = problem(90, 3, 2, torch.float64)
     data = mapped(tmp_path / "x", x) if both else x
-    result = gdcore.fit(data, mapped(tmp_path / "y", y), **OPTIONS)
+    result = fit(data, mapped(tmp_path / "y", y), **OPTIONS)
     assert result.plan.method == "stream"
     assert "memory-mapped" in result.plan.why
     assert_as_stock(result, x, y, **OPTIONS)
@@ -77,7 +81,7 @@ def test_targets_may_be_mapped(both, tmp_path):
 @pytest.mark.parametrize("method", ["resident", "grid", "steps"])
 def test_a_mapped_file_is_only_streamed(method, tmp_path):
     with pytest.raises(ValueError, match=f"method='{method}' cannot .* memory-mapped file.*'stream'"):
-        gdcore.fit(mapped(tmp_path / "x", torch.randn(20, 2)), torch.randn(20), lr=0.1, steps=1, method=method)
+        fit(mapped(tmp_path / "x", torch.randn(20, 2)), torch.randn(20), lr=0.1, steps=1, method=method)
 
 
 @pytest.mark.parametrize("mode", ["r+", "c"], ids=lambda mode: MODES[mode])
@@ -90,12 +94,10 @@ def test_what_was_written_to_a_map_and_not_yet_to_the_file_is_read_and_kept(opti
     data[:] = x.numpy()
     part = data[100:]  # the views of a private map are private too
     assert_as_written = lambda: np.testing.assert_array_equal(data, x.numpy())  # noqa: E731
-    result = gdcore.fit(part, y[100:], **OPTIONS, **options)
+    result = fit(part, y[100:], **OPTIONS, **options)
     assert_as_written()
-    assert_bitwise(
-        result, gdcore.fit(x[100:], y[100:], **OPTIONS, **({"method": "stream"} if mode == "r+" else {}) | options)
-    )
-    gdcore.fit(data.T[:, :50].T, y[:50], **OPTIONS)
+    assert_bitwise(result, fit(x[100:], y[100:], **OPTIONS, **({"method": "stream"} if mode == "r+" else {}) | options))
+    fit(data.T[:, :50].T, y[:50], **OPTIONS)
     assert_as_written()
     if mode == "c":
         assert not np.fromfile(tmp_path / "x", "f4").any()
@@ -107,7 +109,7 @@ def test_a_file_is_not_modified(mode, tmp_path):
     data, targets = mapped(tmp_path / "x", x, mode), mapped(tmp_path / "y", y, mode)
     before = [(tmp_path / name).read_bytes() for name in "xy"]
     for options in ({}, {"batch_size": 64}, {"method": "gram", "suggest_lr": True}):
-        gdcore.fit(data, targets, **OPTIONS, **options)
+        fit(data, targets, **OPTIONS, **options)
     data.flush(), targets.flush()
     assert [(tmp_path / name).read_bytes() for name in "xy"] == before
 
@@ -148,6 +150,7 @@ def can_measure():
     return True
 
 
+@on_cpu(reason="the peak is that of the CPU's path")
 @pytest.mark.skipif(not can_measure(), reason="needs Linux's /proc to measure a peak")
 def test_peak_memory_is_that_of_a_block_or_a_batch(tmp_path):
     rows, columns = 1_500_000, 16
@@ -195,7 +198,7 @@ SOURCES = {
 def test_each_batch_is_an_update_and_they_start_again(source, m):
     x, y = problem(40, 3, m)
     options = {"lr": 0.05, "steps": 8, "momentum": 0.5, "weight_decay": 0.1, "intercept": True}
-    result = gdcore.fit(SOURCES[source](x, y), record_trajectory=True, **options)
+    result = fit(SOURCES[source](x, y), record_trajectory=True, **options)
     assert result.plan.method == "stream"
     assert not result.interrupted
     assert_as_stock(result, x, y, batches=rows_of(40, 16, 8), **options)
@@ -204,14 +207,14 @@ def test_each_batch_is_an_update_and_they_start_again(source, m):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
 def test_batches_of_every_dtype(dtype):
     x, y = problem(40, 3, dtype=dtype)
-    result = gdcore.fit(pieces(x, y, 16), lr=0.05, steps=5)
+    result = fit(pieces(x, y, 16), lr=0.05, steps=5)
     assert_as_stock(result, x, y, lr=0.05, steps=5, batches=rows_of(40, 16, 5))
 
 
 def test_a_shuffling_loader_shuffles_anew_each_epoch():
     x, y = torch.eye(12), torch.ones(12)
     loader = DataLoader(TensorDataset(x, y), batch_size=4, shuffle=True)
-    result = gdcore.fit(loader, lr=1e-3, steps=30, record_trajectory=True)
+    result = fit(loader, lr=1e-3, steps=30, record_trajectory=True)
     seen = [frozenset(row.nonzero()[:, 0].tolist()) for row in result.trajectory.diff(dim=0)]
     epochs = [seen[i : i + 3] for i in range(0, 30, 3)]
     assert all(frozenset().union(*epoch) == frozenset(range(12)) for epoch in epochs)
@@ -227,25 +230,25 @@ def test_no_more_batches_are_asked_for_than_there_are_steps():
             asked.append(i)
             yield pair
 
-    gdcore.fit(batches(), lr=0.1, steps=3)
+    fit(batches(), lr=0.1, steps=3)
     assert asked == [0, 1, 2]
 
 
 def test_a_generator_that_ends_returns_what_has_been_learnt_and_warns():
     x, y = problem(40, 3)
     with pytest.warns(UserWarning, match="ended after 3 of 10 steps.*cannot be iterated again") as caught:
-        result = gdcore.fit((pair for pair in pieces(x, y, 16)), lr=0.1, steps=10, record_trajectory=True)
+        result = fit((pair for pair in pieces(x, y, 16)), lr=0.1, steps=10, record_trajectory=True)
     assert caught[0].filename == __file__
     assert not result.interrupted
     assert result.losses.shape == (3,)
     assert result.trajectory.shape == (4, 3)
-    assert_bitwise(result, gdcore.fit(pieces(x, y, 16), lr=0.1, steps=3))
+    assert_bitwise(result, fit(pieces(x, y, 16), lr=0.1, steps=3))
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_generator_that_is_long_enough_warns_of_nothing():
     x, y = problem(40, 3)
-    assert len(gdcore.fit((pair for pair in pieces(x, y, 16)), lr=0.1, steps=3).losses) == 3
+    assert len(fit((pair for pair in pieces(x, y, 16)), lr=0.1, steps=3).losses) == 3
 
 
 x, y = torch.ones(8, 3), torch.ones(8)
@@ -265,8 +268,8 @@ UNLIKE = {
 def test_a_later_batch_is_refused_for(name):
     wrong, error, message = UNLIKE[name]
     with pytest.raises(error, match=message):
-        gdcore.fit([(x, y), wrong], lr=0.1, steps=2)
-    gdcore.fit([(x, y), wrong], lr=0.1, steps=1)
+        fit([(x, y), wrong], lr=0.1, steps=2)
+    fit([(x, y), wrong], lr=0.1, steps=1)
 
 
 def test_what_an_iterable_raises_is_raised():
@@ -275,7 +278,7 @@ def test_what_an_iterable_raises_is_raised():
         raise OSError("the disk is gone")
 
     with pytest.raises(OSError, match="the disk is gone"):
-        gdcore.fit(broken(), lr=0.1, steps=5)
+        fit(broken(), lr=0.1, steps=5)
 
 
 # Interrupts
@@ -302,12 +305,10 @@ def test_an_interrupt_while_a_batch_is_made_returns_what_has_been_learnt(record,
                 raise KeyboardInterrupt
             yield pieces(data, targets, 10)[step % 4]
 
-    result = gdcore.fit(batches(), **{**OPTIONS, "steps": 50}, record_trajectory=record)
+    result = fit(batches(), **{**OPTIONS, "steps": 50}, record_trajectory=record)
     assert result.interrupted
     assert len(result.losses) == after
-    assert_bitwise(
-        result, gdcore.fit(pieces(data, targets, 10), **{**OPTIONS, "steps": after}, record_trajectory=record)
-    )
+    assert_bitwise(result, fit(pieces(data, targets, 10), **{**OPTIONS, "steps": after}, record_trajectory=record))
     if record:
         assert result.trajectory.shape == (after + 1, 4)
 
@@ -318,11 +319,16 @@ def test_control_c_at_any_moment_returns_what_has_been_learnt(run, record, monke
     data, targets = problem(100, 3, 2)
     options = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 0.01, "intercept": True, "record_trajectory": record}
     options |= RUNS[run]
+    steps = 400_000
+    if DEVICE == "cuda":
+        steps *= 20
+        fit(data, targets, steps=400, **options)  # compiles
     drive, delays = training.drive, [0.05, 0.02 + 0.05 * torch.rand(()).item()]
 
     def drive_and_interrupt(*arguments):
         if delays:
-            drawing = 0.15 * (run == "resident mini-batches")  # orders for many steps come first
+            # Orders for many steps, or the capture of a graph, come first.
+            drawing = 0.15 * (run == "resident mini-batches" or DEVICE == "cuda")
             threading.Timer(drawing + delays.pop(), os.kill, (os.getpid(), signal.SIGINT)).start()
         return drive(*arguments)
 
@@ -330,20 +336,21 @@ def test_control_c_at_any_moment_returns_what_has_been_learnt(run, record, monke
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background a shell has it ignored
     gc.disable()  # Python ignores what is raised in a callback of the collector, and hypothesis has one
     try:
-        results = [gdcore.fit(data, targets, steps=400_000, **options) for _ in range(2)]
+        results = [fit(data, targets, steps=steps, **options) for _ in range(2)]
     finally:
         signal.signal(signal.SIGINT, handler)
         gc.enable()
     for result in results:
         assert result.interrupted
-        steps = len(result.losses)
-        assert steps < 400_000
-        if steps:
-            assert_bitwise(result, gdcore.fit(data, targets, steps=steps, **options))
+        done = len(result.losses)
+        assert done < steps
+        if done:
+            assert_bitwise(result, fit(data, targets, steps=done, **options))
         else:  # a busy machine: nothing had been learnt
             assert not result.coef.any()
 
 
+@on_cpu(reason="the CPU's engine")
 def test_an_interrupt_between_the_update_and_its_count_loses_that_step_alone(monkeypatch):
     """Whatever the moment: the coefficients are those after the last step that has a loss."""
     from gdcore.training import cpu
@@ -357,9 +364,9 @@ def test_an_interrupt_between_the_update_and_its_count_loses_that_step_alone(mon
             raise KeyboardInterrupt
 
     monkeypatch.setattr(cpu.CacheRun, "_update", interrupted)
-    result = gdcore.fit(data, targets, **{**OPTIONS, "steps": 20})
+    result = fit(data, targets, **{**OPTIONS, "steps": 20})
     monkeypatch.undo()
-    assert_bitwise(result, gdcore.fit(data, targets, **{**OPTIONS, "steps": 6}))
+    assert_bitwise(result, fit(data, targets, **{**OPTIONS, "steps": 6}))
 
 
 def test_an_interrupt_while_losses_are_worked_out_from_sums_keeps_coefficients_and_losses_together(monkeypatch):
@@ -374,11 +381,11 @@ def test_an_interrupt_while_losses_are_worked_out_from_sums_keeps_coefficients_a
         return losses(self, deltas)
 
     monkeypatch.setattr(GramRun, "_losses", interrupted)
-    result = gdcore.fit(data, targets, **{**OPTIONS, "steps": 1000}, method="gram")
+    result = fit(data, targets, **{**OPTIONS, "steps": 1000}, method="gram")
     monkeypatch.undo()
     assert result.interrupted
     assert len(result.losses) == 256, "a chunk"
-    assert_bitwise(result, gdcore.fit(data, targets, **{**OPTIONS, "steps": 256}, method="gram"))
+    assert_bitwise(result, fit(data, targets, **{**OPTIONS, "steps": 256}, method="gram"))
 
 
 # What is shown
@@ -387,9 +394,9 @@ def test_an_interrupt_while_losses_are_worked_out_from_sums_keeps_coefficients_a
 @pytest.mark.parametrize("run", RUNS)
 def test_progress_is_shown_on_stderr_alone(run, capfd):
     data, targets = problem(100, 3)
-    quiet = gdcore.fit(data, targets, lr=0.1, steps=30, **RUNS[run])
+    quiet = fit(data, targets, lr=0.1, steps=30, **RUNS[run])
     assert capfd.readouterr() == ("", "")
-    shown = gdcore.fit(data, targets, lr=0.1, steps=30, **RUNS[run], progress=True)
+    shown = fit(data, targets, lr=0.1, steps=30, **RUNS[run], progress=True)
     out, err = capfd.readouterr()
     assert out == ""
     assert "30/30" in err
@@ -399,7 +406,7 @@ def test_progress_is_shown_on_stderr_alone(run, capfd):
 
 def test_progress_of_a_run_that_ends_early(capfd):
     with pytest.warns(UserWarning, match="ended"):
-        gdcore.fit(iter([(x, y), (x, y)]), lr=0.1, steps=9, progress=True)
+        fit(iter([(x, y), (x, y)]), lr=0.1, steps=9, progress=True)
     assert "2/9" in capfd.readouterr().err
 
 
@@ -417,10 +424,8 @@ def test_a_compiled_caller_leaves_its_graph():
     data, targets = problem(30, 2)
     options = {"steps": 3, "momentum": 0.5, "weight_decay": 0.1, "init": torch.ones(2), "seed": 3, "batch_size": 7}
     counter = CompileCounter()
-    caller = torch.compile(
-        lambda a: gdcore.fit(a * 2, targets, lr=0.1, record_trajectory=True, **options), backend=counter
-    )
-    assert_bitwise(caller(data), gdcore.fit(data * 2, targets, lr=0.1, record_trajectory=True, **options))
+    caller = torch.compile(lambda a: fit(a * 2, targets, lr=0.1, record_trajectory=True, **options), backend=counter)
+    assert_bitwise(caller(data), fit(data * 2, targets, lr=0.1, record_trajectory=True, **options))
     assert 1 <= counter.op_count <= 2
 
 
@@ -436,5 +441,5 @@ def test_batches_are_made_as_outside_of_the_run(records):
             yield data[part * 10 :][:10], targets[part * 10 :][:10]
 
     with torch.set_grad_enabled(records):
-        gdcore.fit(batches(), lr=0.1, steps=2)
+        fit(batches(), lr=0.1, steps=2)
     assert seen == [records] * 2
