@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 import gdcore
+from gdcore.backends import backend_for
+from gdcore.step_run import step_plan
 
 from . import datasets, linear_peers
 from .peers import Bind, Named, Peer, as_tensor
@@ -135,6 +137,8 @@ class Case:
                     getattr(operands, name).copy_(values)
 
     def plan(self, operands: "Tensors") -> gdcore.plan.Plan:
+        if self.op == "step" and "input" not in self.wanted and operands.input.is_cuda:
+            return step_plan(backend_for(operands.input.device), *operands)
         with torch.set_grad_enabled(self.op != "forward"):
             return gdcore.explain(operands.input, operands.weight, operands.target, operands.bias).plan
 

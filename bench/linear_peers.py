@@ -133,6 +133,15 @@ def _functional(case: Case, device: torch.device) -> Bind:
     return bind
 
 
+def leaves_of_their_own(tensors: Tensors) -> Tensors:
+    """The same memory under leaves that no one else has.
+
+    Autograd's node for a leaf belongs to the stream that it was made on, and lives as long as any graph that holds it: a peer
+    that keeps its graph (torch.compile with CUDA graphs does) would tie a capture to a stream that is not captured.
+    """
+    return type(tensors)(*(None if t is None else t.detach().requires_grad_(t.requires_grad) for t in tensors))
+
+
 def captured(call: Call) -> tuple[torch.cuda.CUDAGraph, object]:
     """A call as a CUDA graph, and the results that a replay writes, without their autograd graph."""
     before, stream = torch.cuda.current_stream(), torch.cuda.Stream()
@@ -160,7 +169,7 @@ def _graph(case: Case, device: torch.device) -> Bind:
 
     def bind(tensors: Tensors) -> Call:
         start = [None if t is None else t.detach().clone() for t in tensors] if case.op == "step" else []
-        graph, results = captured(bound(case, tensors, reference.linear_mse, stock_sgd))
+        graph, results = captured(bound(case, leaves_of_their_own(tensors), reference.linear_mse, stock_sgd))
         with torch.no_grad():  # warming up took steps
             for t, values in zip(tensors, start, strict=False):
                 if values is not None:

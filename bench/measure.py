@@ -9,7 +9,7 @@ import torch
 from . import memory, parity
 from .ceilings import Ceilings
 from .gpu_clocks import Clocks
-from .linear_peers import captured
+from .linear_peers import captured, leaves_of_their_own
 from .machine import free_bytes
 from .peers import (
     AGAIN,
@@ -251,7 +251,8 @@ def _sets(case: Workload, operands: Any, setting: Setting) -> list:
     wanted = min(MOST_SETS, 1 + math.ceil(2 * cache / max(1, case.minimal_bytes)))
     affordable = (free_bytes(setting.device) or 0) // (4 * max(1, case.bytes_needed))
     count = 1 if case.minimal_bytes > 4 * cache else max(1, min(wanted, 1 + affordable))
-    return [operands, *(case.draw(setting.device, setting.seed + i) for i in range(1, count))]
+    first = leaves_of_their_own(operands) if case.kind == "linear_mse" else operands
+    return [first, *(case.draw(setting.device, setting.seed + i) for i in range(1, count))]
 
 
 def _compare(found: dict, column: str, samples: dict, again: list[float], peers: dict[str, dict]) -> None:

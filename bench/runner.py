@@ -7,41 +7,60 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
 
 from . import ceilings, console, host, memory, predict
 from .measure import Setting, measure_case
-from .peers import TUNED, Workload, in_one_line
+from .peers import COMPILERS, TUNED, Workload, in_one_line
 from .profiles import limit_seconds
 from .results import BadInput, Results, now
 from .selection import Selection, choose
 
+LEAST_PACE, LEAST_SHARE = 0.3, 0.8  # of a case's seconds; of what is left to be timed
 DEATHS = 2  # a case in which the process died so often is not begun again
 
 
+class Piece(NamedTuple):
+    """A piece of work."""
+
+    title: str
+    seconds: float  # about how long it takes, compilation left out
+    work: Callable[[], object]
+    compiling: float = 0.0  # seconds
+
+
 class Clock:
-    """The profile's time: how much of each case's seconds there is, and whether any is left to compile."""
+    """The profile's time: how much of each case's seconds there is, and whether any is left to compile.
+
+    A case may compile while what it needs for that is left beside the timing of all that is still to be done.
+    """
 
     def __init__(self, limit: float | None, expected: float) -> None:
         self._end = None if limit is None else time.perf_counter() + limit
-        self._expected = expected  # of what is still to be done
+        self._expected = expected  # of what is still to be done, compilation left out
 
-    def spend(self, expected: float) -> tuple[float, bool]:
+    def spend(self, expected: float, compiling: float = 0.0) -> tuple[float, bool]:
         """Before a piece of work: (pace, whether it may compile)."""
         left = float("inf") if self._end is None else self._end - time.perf_counter()
-        share = left / max(self._expected, 1e-9)
+        may_compile = left - compiling > LEAST_SHARE * self._expected
+        share = (left - compiling * may_compile) / max(self._expected, 1e-9)
         self._expected -= expected
-        return min(1.0, max(0.3, share)), share > 0.8
+        return min(1.0, max(LEAST_PACE, share)), may_compile
 
 
 def expected_seconds(case: Workload, device: torch.device) -> float:
-    """About how long a case takes: drawing, float64, every peer twice, compilation, and its timing."""
-    compiling = sum(20.0 if name == TUNED else 3.0 for name in case.compilers)
-    if device.type == "cuda":
-        return case.seconds + 1.0 + 2 * compiling
-    return case.seconds + 0.2 + 6e-9 * case.minimal_bytes + 4e-10 * case.flops * (case.kind == "linear_mse") + compiling
+    """About how long a case takes: drawing, float64, every peer twice, and its timing."""
+    if device.type == "cuda":  # float64 runs at half of float32's rate
+        return case.seconds + 1.2 + 2e-13 * case.flops * (case.kind == "linear_mse")
+    return case.seconds + 0.2 + 6e-9 * case.minimal_bytes + 4e-10 * case.flops * (case.kind == "linear_mse")
+
+
+def compiling_seconds(names: Sequence[str]) -> float:
+    """About how long these peers compile, of those that do."""
+    return sum(25.0 if name == TUNED else 5.0 for name in names if name in COMPILERS)
 
 
 class Run:
@@ -53,8 +72,8 @@ class Run:
         self.limit = limit if selection.empty else None  # a profile's promise is for all of it
         self.setting: Setting | None = None
 
-    def pieces(self) -> list[tuple[str, float, Callable[[], object]]]:
-        """What is chosen and not yet done: title, expected seconds, work.
+    def pieces(self) -> list[Piece]:
+        """What is chosen and not yet done, in order.
 
         Raises
         ------
@@ -65,21 +84,28 @@ class Run:
         done = self.document["cases"]
         cases = [case for case in chosen if case.name not in done]
         forgotten = any(memory.measurable(done[case.name]) for case in chosen if case.name in done)
-        todo: list[tuple[str, float, Callable[[], object]]] = []
+        todo: list[Piece] = []
         if cases:
             dtypes = {case.dtype for case in cases}
-            todo.append(("what this machine can do", 1.0 if self.small else 4.0, partial(self.ceilings, dtypes)))
-        todo += [(case.name, expected_seconds(case, self.device), partial(self.case, case)) for case in cases]
+            todo.append(Piece("what this machine can do", 1.0 if self.small else 4.0, partial(self.ceilings, dtypes)))
+        todo += [
+            Piece(case.name, expected_seconds(case, self.device), partial(self.case, case), self.compiling(case))
+            for case in cases
+        ]
         others: list[tuple[str, bool, float, Callable[[], object]]] = [
             ("host", not self.document["host"] and not (self.small and self.selection.empty), 9.0, self.host),
             ("predicted", not self.document["predicted"] and self.device.type == "cpu", 0.2, self.predicted),
         ]
         asked = [(title, wanted, seconds, work) for title, wanted, seconds, work in others if self.selection.has(title)]
         if (cases or forgotten) and self.device.type == "cpu" and not self.small:
-            todo.append(("extra memory", 8.0, self.memory))
+            todo.append(Piece("extra memory", 8.0, self.memory))
         if not chosen and not asked:
             raise BadInput(self._nothing())
-        return todo + [(title, seconds, work) for title, wanted, seconds, work in asked if wanted]
+        return todo + [Piece(title, seconds, work) for title, wanted, seconds, work in asked if wanted]
+
+    def compiling(self, case: Workload) -> float:
+        """Seconds that the case's peers compile."""
+        return compiling_seconds(case.compilers if self.selection.peer is None else self.selection.peer)
 
     def _nothing(self) -> str:
         known = [case.name for case in choose(self.document["profile"], self.device.type, Selection())]
@@ -164,14 +190,14 @@ def run(results: Results, selection: Selection, device: torch.device, out: Conso
     todo = work.pieces()
     results.save()  # a folder that cannot be written shows now, not after the work
     console.header(out, results.document, results.path)
-    clock = Clock(work.limit, sum(expected for _, expected, _ in todo))
-    with console.Steps(out, [expected for _, expected, _ in todo]) as steps, interrupts() as swallowed:
-        for title, expected, do in todo:
-            pace, may_compile = clock.spend(expected)
+    clock = Clock(work.limit, sum(piece.seconds for piece in todo))
+    with console.Steps(out, [piece.seconds + piece.compiling for piece in todo]) as steps, interrupts() as swallowed:
+        for piece in todo:
+            pace, may_compile = clock.spend(piece.seconds, piece.compiling)
             if work.setting:
                 work.setting = work.setting.at(pace, may_compile)
-            with steps.step(title, expected) as said:
-                said.append(do())
+            with steps.step(piece.title, piece.seconds + piece.compiling) as said:
+                said.append(piece.work())
             if swallowed:
                 raise KeyboardInterrupt
     results.put("finished", now())

@@ -65,7 +65,8 @@ def _nothing() -> None:
 class DeviceClock:
     """Time on a CUDA device between two events, one call at a time, with a cold L2 cache.
 
-    A buffer larger than the cache is overwritten before each call. The device is then kept waiting while the host
+    A buffer larger than the cache is read before each call: read and not written, since lines that were written would have
+    to go back to memory while the call runs, up to 50 MB of traffic that is not the call's. The device is then kept waiting while the host
     enqueues the call, so that gaps between launches are not counted: they belong to wall time. How long the host needs is
     seen in the call before; the first, whose head start may be too short, is not counted.
     """
@@ -78,7 +79,7 @@ class DeviceClock:
         pairs, enqueueing = [], 0.0
         for _ in range(1 + repeats):
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            self._flush.zero_()
+            self._flush.amax()
             torch.cuda._sleep(_cycles(max(LEAST_HEAD_START, 1.5 * enqueueing)))
             begun = time.perf_counter()
             start.record()

@@ -7,7 +7,7 @@ from . import autocast, chunks, devices
 from .backends import Wanted, backend_for, stock_may_win
 from .cost import Alternative, bound_of
 from .kernels.configs import rows_per_tile
-from .plan import Plan, plan_for
+from .plan import Plan, plan_for, stock_wins_on_cuda
 from .precision import float32_precision
 from .validation import check_linear_mse
 
@@ -78,9 +78,14 @@ def plan_of(
     device: devices.Device | None = None,
     keep_residual: bool = False,
     may_be_stock: bool | None = None,
+    small_to_stock: bool = True,
 ) -> Plan:
     """The plan for these tensors, on their own device unless another is given."""
     m, k = weight.shape
+    products = target.numel() * k
+    small = small_to_stock and stock_wins_on_cuda(input.numel() + target.numel(), products, input.dtype)
+    if small and device is None:
+        small = input.is_cuda and not torch.cuda.is_current_stream_capturing()
     is_large = input.is_cuda and device is None and target.numel() * input.dtype.itemsize >= chunks.LARGE_BYTES
     return plan_for(
         target.numel() // m if m else 0,
@@ -96,6 +101,7 @@ def plan_of(
         may_be_stock=stock_may_win() if may_be_stock is None else may_be_stock,
         keep_residual=keep_residual,
         free_bytes=chunks.free_bytes(input.device) if is_large else None,
+        small_to_stock=small,
         input_precision=float32_precision() if backend == "triton" and input.dtype is torch.float32 else "ieee",
     )
 

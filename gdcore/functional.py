@@ -9,7 +9,7 @@ from . import autocast, ops
 from .autograd import LinearMSE, run_forward
 from .backends import NOTHING, Wanted, backend_for, load, reference, stock_may_win
 from .explanation import plan_of
-from .plan import stock_wins_on_cpu
+from .plan import stock_wins_on_cpu, stock_wins_on_cuda
 from .validation import check_linear_mse, check_matmul_mse
 
 
@@ -120,7 +120,7 @@ def matmul_mse(x: Tensor, a: Tensor, y: Tensor, *, reduction: str = "mean") -> T
 
 
 # Where the call is all the cost, F.mse_loss's own Python (its second check of shapes, its broadcast) is part of it.
-# So small float32 and float64 tensors on a CPU, the lesson's case, are recognised with as few steps as can be and go to what it calls.
+# So small float32 and float64 tensors, the lesson's case, are recognised with as few steps as can be and go to what it calls.
 _linear, _mse_loss, _MEAN = torch._C._nn.linear, torch._C._nn.mse_loss, 1
 
 
@@ -131,20 +131,44 @@ def _are_small_and_plain(input: Tensor, weight: Tensor, target: Tensor, bias: Te
         and type(input) in _PLAIN
         and type(weight) in _PLAIN
         and type(target) in _PLAIN
-        and input.is_cpu
-        and weight.is_cpu
-        and target.is_cpu
+        and _are_together(input, weight, target)
         and input.dtype is weight.dtype is target.dtype
         and (input.dtype is torch.float32 or input.dtype is torch.float64)
         and input.layout is weight.layout is target.layout is torch.strided
         and weight.dim() > 0
         and (
             bias is None
-            or (type(bias) in _PLAIN and bias.dtype is input.dtype and bias.is_cpu and bias.layout is torch.strided)
+            or (
+                type(bias) in _PLAIN
+                and bias.dtype is input.dtype
+                and _are_together(input, bias, bias)
+                and bias.layout is torch.strided
+            )
         )
-        and stock_wins_on_cpu(input.numel() + target.numel(), input.dtype, input.dtype, "mean")
+        and (
+            stock_wins_on_cpu(input.numel() + target.numel(), input.dtype, input.dtype, "mean")
+            if input.is_cpu
+            else _host_is_slower(input, weight, target)
+        )
         and not torch._C._is_any_autocast_enabled()
         and stock_may_win()
+    )
+
+
+def _are_together(input: Tensor, weight: Tensor, target: Tensor) -> bool:
+    """Whether all are on the CPU, or on one GPU."""
+    if input.is_cpu:
+        return weight.is_cpu and target.is_cpu
+    on_cuda = input.is_cuda and weight.is_cuda and target.is_cuda
+    return on_cuda and input.get_device() == weight.get_device() == target.get_device()
+
+
+def _host_is_slower(input: Tensor, weight: Tensor, target: Tensor) -> bool:
+    """Whether a GPU waits for the host in this call, and nothing records it in a graph that spares the host."""
+    products = target.numel() * (input.shape[-1] if input.dim() else 1)
+    return (
+        stock_wins_on_cuda(input.numel() + target.numel(), products, input.dtype)
+        and not torch.cuda.is_current_stream_capturing()
     )
 
 

@@ -120,6 +120,7 @@ def plan_for(
     may_be_stock: bool = True,
     keep_residual: bool = False,
     free_bytes: int | None = None,
+    small_to_stock: bool = False,
 ) -> Plan:
     """The plan for input (n, k), weight (m, k), target (n, m).
 
@@ -139,6 +140,8 @@ def plan_for(
         Whether E must be there as a whole after the forward pass, if a gradient of input or target is wanted.
     free_bytes : int, optional
         Memory that the call may take beside its arguments, of `chunks.free_bytes`; None: enough.
+    small_to_stock : bool
+        Whether stock may take a shape of which a GPU has less to do than the host: see stock_wins_on_cuda.
     """
     plan = Plan(
         "cpu" if device.kind == "cpu" else "triton",
@@ -156,6 +159,11 @@ def plan_for(
         return dataclasses.replace(plan, path="stock", why="there is nothing to compute")
     if device.kind == "cpu":
         plan = _cpu(plan, target_dtype, wanted, reduction, may_be_stock, keep_residual)
+    elif (
+        small_to_stock and may_be_stock and target_dtype is dtype and stock_wins_on_cuda(n * (k + m), n * k * m, dtype)
+    ):
+        why = "a call keeps the host for longer than the GPU, and stock's has less Python in it; a CUDA graph gets the kernels"
+        plan = dataclasses.replace(plan, path="stock", why=why)
     else:
         plan = _cuda(plan, target_dtype, wanted, reduction, contiguous, has_bias, may_be_stock)
         if reduction != "none" and not keep_residual and n * m * dtype.itemsize >= chunks.LARGE_BYTES:
@@ -196,6 +204,20 @@ def stock_wins_on_cpu(numbers: int, dtype: torch.dtype, target_dtype: torch.dtyp
     if dtype is not target_dtype or (dtype is not torch.float32 and dtype is not torch.float64):
         return False
     return numbers * dtype.itemsize <= _STOCK_BYTES or reduction == "none"
+
+
+# Beside an H100, stock's loss and gradient took 250 to 300 µs of a slow host up to 17 million numbers, and the kernels' 100 to 150
+# more. A fast host needs a third of that. A million numbers take stock's own kernels 30 µs, which no host undercuts.
+_STOCK_NUMBERS_CUDA, _STOCK_PRODUCTS_CUDA = 1 << 20, 1 << 27
+
+
+def stock_wins_on_cuda(numbers: int, products: int, dtype: torch.dtype) -> bool:
+    """Whether a GPU computes so many numbers of input and target, with so many multiplications in a product, while the host
+    is still busy with the call: then stock, which takes less of the host, is the faster one.
+
+    Not for half types, of which stock rounds the prediction; nor where launches cost nothing, in a CUDA graph.
+    """
+    return dtype.itemsize >= 4 and numbers <= _STOCK_NUMBERS_CUDA and products <= _STOCK_PRODUCTS_CUDA
 
 
 _LONG_ROW, _BLOCK_COLUMNS = 1024, 512  # numbers of a row of E: longer ones are made in parts, which stay in cache

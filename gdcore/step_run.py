@@ -9,7 +9,7 @@ from .backends import Wanted, backend_for, load, reference
 from .explanation import plan_of
 from .functional import _PLAIN
 from .overlap import any_shared
-from .plan import stock_wins_on_cpu
+from .plan import Plan, stock_wins_on_cpu
 from .update import Update
 from .validation import check_rate, check_written, has_memory
 
@@ -63,6 +63,11 @@ def _backend(input: Tensor, target: Tensor, written: dict[str, Tensor]) -> str:
     return "reference" if stock else backend
 
 
+def step_plan(backend: str, input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None) -> Plan:
+    """The plan of a step on matrices. Small ones too have it from the kernels: a step is few launches, and stock's are many."""
+    return plan_of(backend, input, weight, target, bias, "mean", Wanted(bias=bias is not None), small_to_stock=False)
+
+
 def _run(
     backend: str,
     input: Tensor,
@@ -81,7 +86,7 @@ def _run(
     x, y = (t if t.dim() == 2 else t.reshape(-1, t.shape[-1]) for t in (input, target))
     plan = None
     if backend != "reference":
-        plan = plan_of(backend, x, weight, y, bias, "mean", Wanted(bias=bias is not None))
+        plan = step_plan(backend, x, weight, y, bias)
     with autocast.off(input):
         step = reference.step if backend == "reference" else load(backend).step
         return step(x, weight, y, bias, update, momentum_buffer, bias_momentum_buffer, plan, **options)

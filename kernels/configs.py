@@ -28,7 +28,7 @@ ROWS_GROUP_BYTES = 256  # of the X that a lane of one_pass_rows holds, as the ac
 ROWS_MIN_BYTES = 64  # of X for each lane from K = 8 on, where accumulators leave no room for a second group
 ROWS_BYTES_IN_FLIGHT = 128  # that a thread of one_pass_rows requests before it uses any of them
 ROWS_ACCUMULATORS = 32  # that a thread of one_pass_rows keeps
-ROWS_WARPS = 4
+ROWS_WARPS = 8
 TALL_LIMIT = 512  # of K and of M
 TALL_LONG = 256  # beyond it dW fills the registers with 32 outputs, and each further block reads all of X again
 TALL_LONG_OUTPUTS = 32

@@ -18,11 +18,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ELEMENTS_PER_TILE = 1024
+ELEMENTS_PER_TILE = 8192  # 32 for each thread: a round is a trip to L2, whatever it brings
 MAX_COLUMNS = 32  # 128 bytes of float32: one cache line for each row
 WIDE_ELEMENTS = 4096  # of one_pass_tall's rows: 64 bytes in flight for each thread
 WIDE_COLUMNS = 1024
-WIDE_WARPS = 8
+SUM_WARPS = 8
 WIDE_PROGRAMS = 256  # or more, where there are columns enough
 WIDE_ALIGNMENT = 4  # of a row's start, in elements: 16 bytes of float32
 
@@ -110,9 +110,9 @@ def add_rows(partials: Tensor, *, columns: int | None = None, lead: int = 1, los
     n_rows, stride = partials.shape
     n_columns = stride if columns is None else columns
     if lead == 1:
-        (block_n, block_m), warps = reduce_tile(n_columns), 4
+        block_n, block_m = reduce_tile(n_columns)
     else:
-        (block_n, block_m), warps = wide_tile(n_rows, n_columns), WIDE_WARPS
+        block_n, block_m = wide_tile(n_rows, n_columns)
     unit = math.gcd(stride, WIDE_ALIGNMENT)
     out = torch.empty(n_columns - lead + 1, dtype=partials.dtype, device=partials.device)
     # One program for each block of columns.
@@ -127,7 +127,7 @@ def add_rows(partials: Tensor, *, columns: int | None = None, lead: int = 1, los
         UNIT=unit,
         BLOCK_N=block_n,
         BLOCK_M=block_m,
-        num_warps=warps,
+        num_warps=SUM_WARPS,
         enable_fp_fusion=True,
     )
     return out

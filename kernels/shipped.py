@@ -13,7 +13,7 @@ from .configs import Config, accumulator_dtype, one_pass_config, rows_group
 from .one_pass_dot import one_pass_dot_kernel
 from .one_pass_rows import SUMS_AT_ONCE, one_pass_rows_kernel, vector_for
 from .one_pass_vector import one_pass_vector_kernel
-from .reduce import add_rows_kernel, reduce_tile
+from .reduce import SUM_WARPS, add_rows_kernel, reduce_tile
 from .shipped_products import product_variants
 from .shipped_runs import run_variants
 from .shipped_sgd import sgd_variants
@@ -168,7 +168,7 @@ def reduce_variant(dtype: torch.dtype, columns: int) -> Variant:
             "n_columns": "i32",
         },
         constants={"LEAD": 1, "LOSSES": 1, "UNIT": math.gcd(columns, 4), "BLOCK_N": block_n, "BLOCK_M": block_m},
-        config=Config(block_n=block_n, block_m=block_m),
+        config=Config(block_n=block_n, block_m=block_m, num_warps=SUM_WARPS),
         divisible_by_16=("partials_ptr", "out_ptr"),
     )
 

@@ -10,7 +10,7 @@ from .backward_weight_step import add_parts_step_kernel, backward_weight_step_ke
 from .compiled import Variant
 from .configs import SUM_BLOCK, Config, epilogue_config
 from .one_pass_step import FAMILIES, sums_tile
-from .reduce import reduce_tile
+from .reduce import SUM_WARPS, reduce_tile
 from .step import add_rows_step_kernel
 from .table import lookup
 
@@ -99,7 +99,7 @@ def adding_variants() -> list[Variant]:
             **FLOATS,
         },
         constants={"lr_ptr": None, "LEAD": 1, "LOSSES": 1, "UNIT": 2, "BLOCK_N": block_n, "BLOCK_M": block_m},
-        config=Config(block_n=block_n, block_m=block_m),
+        config=Config(block_n=block_n, block_m=block_m, num_warps=SUM_WARPS),
         divisible_by_16=("partials_ptr", "loss_ptr", *pointers),
     )
     product = Variant(

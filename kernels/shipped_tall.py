@@ -6,7 +6,7 @@ from .compiled import Variant
 from .configs import Config, accumulator_dtype, one_pass_config, tall_aligned
 from .one_pass_tall import workspace_columns
 from .one_pass_tall_kernel import one_pass_tall_kernel
-from .reduce import WIDE_WARPS, add_rows_kernel, wide_tile
+from .reduce import SUM_WARPS, add_rows_kernel, wide_tile
 from .step import add_rows_step_kernel
 
 SHORT = {torch.float64: "fp64", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -92,7 +92,7 @@ def finish_variant(parts: int, k: int, m: int, block_m: int = 64, step: bool = F
     """The launch that adds the parts' sums, and the one that updates with them."""
     columns, lead, losses, _ = workspace_columns(k, m, block_m, True)
     tile_n, tile_m = wide_tile(parts, columns)
-    config = Config(block_n=tile_n, block_m=tile_m, num_warps=WIDE_WARPS)
+    config = Config(block_n=tile_n, block_m=tile_m, num_warps=SUM_WARPS)
     constants = {"LEAD": lead, "LOSSES": losses, "UNIT": 4, "BLOCK_N": tile_n, "BLOCK_M": tile_m}
     if not step:
         pointers = dict.fromkeys(("partials_ptr", "out_ptr"), "*fp32")

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .common import narrow
-from .reduce import WIDE_ALIGNMENT, WIDE_WARPS, add_columns, reduce_tile, wide_tile
+from .reduce import SUM_WARPS, WIDE_ALIGNMENT, add_columns, reduce_tile, wide_tile
 
 
 @triton.jit
@@ -182,9 +182,9 @@ def add_rows_step(
     m, k = step.weight.shape
     length = lead + m + m * k
     if lead == 1:
-        (block_n, block_m), warps = reduce_tile(length), 4
+        block_n, block_m = reduce_tile(length)
     else:
-        (block_n, block_m), warps = wide_tile(n_partials, length), WIDE_WARPS
+        block_n, block_m = wide_tile(n_partials, length)
     unit = math.gcd(stride, WIDE_ALIGNMENT)
     # One program for each block of columns.
     add_rows_step_kernel[(-(-length // block_m),)](
@@ -205,6 +205,6 @@ def add_rows_step(
         UNIT=unit,
         BLOCK_N=block_n,
         BLOCK_M=block_m,
-        num_warps=warps,
+        num_warps=SUM_WARPS,
         enable_fp_fusion=True,
     )

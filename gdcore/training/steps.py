@@ -44,7 +44,7 @@ class StepRun(Engine):
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         """The loss before the update."""
         wanted = Wanted(weight=True, bias=self.bias is not None)
-        plan = plan_of(self.backend, x, self.weight, y, self.bias, "mean", wanted)
+        plan = plan_of(self.backend, x, self.weight, y, self.bias, "mean", wanted, small_to_stock=False)
         return load(self.backend).step(
             x, self.weight, y, self.bias, self.update, self.momentum, self.bias_momentum, plan, **self.options
         )

@@ -132,7 +132,7 @@ def test_a_call_is_warmed_up_before_it_is_captured(gpu):
 def test_the_device_clock_flushes_and_lets_the_host_run_ahead(gpu, monkeypatch):
     clock = timing.DeviceClock(CUDA)
     assert gpu.buffer >= 4 * gpu.properties.L2_cache_size and gpu.buffer >= 1 << 28
-    monkeypatch.setattr(clock, "_flush", SimpleNamespace(zero_=lambda: gpu.note("flush", 7 * MS)))
+    monkeypatch.setattr(clock, "_flush", SimpleNamespace(amax=lambda: gpu.note("flush", 7 * MS)))
     times = iter((50 * MS, 5 * MS, 5 * MS))
     assert clock.sample(lambda: gpu.note("call", next(times)), 2) == pytest.approx(5 * MS), "the first is not counted"
     assert gpu.log == ["flush", "sleep", "record", "call", "record"] * 3 + ["wait"]
@@ -162,7 +162,8 @@ def test_replays_rotate_over_enough_inputs_to_pass_the_cache_twice(gpu, cache, f
     gpu.free = int(free * CASE.bytes_needed)
     operands = CASE.draw(CUDA, 0)
     sets = measure._sets(CASE, operands, SETTING)
-    assert len(sets) == count and sets[0] is operands
+    assert len(sets) == count and sets[0].input.data_ptr() == operands.input.data_ptr()
+    assert sets[0].weight is not operands.weight and sets[0].weight.requires_grad, "a leaf of its own"
     assert all(not torch.equal(sets[0].input, other.input) for other in sets[1:])
 
 

@@ -311,9 +311,9 @@ class Time:
     ("left", "pace", "may_compile"),
     [
         (200.0, 1.0, True),
-        (100.0, 1.0, True),
-        (81.0, 0.81, True),
-        (79.0, 0.79, False),
+        (110.0, 1.0, True),
+        (91.0, 0.81, True),  # less what is compiled
+        (89.0, 0.89, False),
         (10.0, 0.3, False),
         (-5.0, 0.3, False),
     ],
@@ -325,7 +325,7 @@ def test_the_clock_takes_time_from_each_case_and_stops_compiling_where_it_runs_o
     clock = runner.Clock(300.0, 150.0)
     assert clock.spend(50.0) == (1.0, True)
     time.now += 300.0 - left
-    assert clock.spend(10.0) == (pytest.approx(pace), may_compile)
+    assert clock.spend(10.0, 10.0) == (pytest.approx(pace), may_compile)
 
 
 def test_the_clock_counts_what_is_still_to_be_done(monkeypatch):
@@ -357,7 +357,11 @@ def test_the_clock_reaches_every_case(fake_work, out, monkeypatch):
 
 
 def test_compiling_is_expected_to_take_time():
-    case, device = Case("D", 100, 2, 1), torch.device("cpu")
-    times = [runner.expected_seconds(Case("D", 100, 2, 1, compilers=c), device) for c in ((), ("compile",), (TUNED,))]
-    assert times == sorted(times) and len(set(times)) == 3
+    case = Case("D", 100, 2, 1)
+    assert (
+        0
+        == runner.compiling_seconds(("graph",))
+        < runner.compiling_seconds(("compile",))
+        < runner.compiling_seconds((TUNED,))
+    )
     assert runner.expected_seconds(case, torch.device("cuda")) > case.seconds

@@ -94,6 +94,20 @@ def test_every_gpu_has_a_table(capability, architecture, monkeypatch):
     devices._describe_cuda.cache_clear()
 
 
+def test_a_gpu_is_planned_with_its_own_memory_and_clock(monkeypatch):
+    class H100:  # as PyTorch describes one; 3.05 TB/s and 788 TFLOP/s were measured on it
+        name, multi_processor_count, shared_memory_per_block_optin = "NVIDIA H100 80GB HBM3", 132, 232_448
+        major, minor, clock_rate, memory_clock_rate, memory_bus_width = 9, 0, 1_980_000, 2_619_000, 5120
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: H100)
+    devices._describe_cuda.cache_clear()
+    found = devices.describe(torch.device("cuda", 7))
+    devices._describe_cuda.cache_clear()
+    assert found.bandwidth == pytest.approx(3.05e12, rel=0.03)
+    assert found.rate(torch.bfloat16, "ieee") == pytest.approx(788e12, rel=0.03)
+    assert found.rate(torch.float32, "ieee") == pytest.approx(51.7e12, rel=0.03)
+
+
 @pytest.mark.parametrize("shape", [(0, 2, 1), (5, 0, 1), (5, 2, 0)], ids=str)
 def test_nothing_to_compute(shape):
     assert on_h200(*shape).path == "stock"
