@@ -313,3 +313,28 @@ def test_two_threads_on_two_streams(case):
         thread.join()
     if failures:
         raise failures[0]
+
+
+def test_small_calls_are_stocks_own_and_in_a_graph_the_kernels():
+    """Where the host has more to do than the GPU, in which nothing but launches can be saved."""
+    x, w, y = (
+        torch.randn(1000, 10, device=DEVICE),
+        torch.randn(1, 10, device=DEVICE),
+        torch.randn(1000, 1, device=DEVICE),
+    )
+
+    def kernels(call):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            call()
+            torch.cuda.synchronize()
+        return {event.key for event in profile.key_averages()}
+
+    def loss():
+        return gdcore.linear_mse(x, w, y)
+
+    assert torch.equal(loss(), torch.nn.functional.mse_loss(torch.nn.functional.linear(x, w), y))
+    assert not any("one_pass" in name for name in kernels(loss))
+    with gdcore.use_backend("triton"):
+        assert any("one_pass" in name for name in kernels(loss))
+    graph, _ = captured(loss)
+    assert any("one_pass" in name for name in kernels(graph.replay))

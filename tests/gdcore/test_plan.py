@@ -94,6 +94,30 @@ def test_every_gpu_has_a_table(capability, architecture, monkeypatch):
     devices._describe_cuda.cache_clear()
 
 
+@pytest.mark.parametrize(
+    ("shape", "options", "path"),
+    [
+        ((1000, 10, 1), {}, "stock"),
+        ((1000, 10, 1), {"dtype": torch.float64}, "stock"),
+        ((1000, 10, 1), {"dtype": torch.bfloat16}, "one_pass_rows"),  # of which stock rounds the prediction
+        ((1000, 10, 1), {"may_be_stock": False}, "one_pass_rows"),
+        ((1000, 10, 1), {"small_to_stock": False}, "one_pass_rows"),
+        ((1000, 10, 1), {"target_dtype": torch.float64}, "one_pass_rows"),
+        ((100_000, 10, 1), {}, "one_pass_rows"),
+        ((600, 600, 600), {}, "tiled"),  # few numbers, many products
+    ],
+    ids=str,
+)
+def test_what_costs_the_host_more_than_the_gpu_goes_to_stock(shape, options, path):
+    assert on_h200(*shape, **{"small_to_stock": True, **options}).path == path
+
+
+def test_explain_leaves_small_shapes_to_stock():
+    x, w, y = (torch.empty(shape, device="meta") for shape in ((1000, 10), (1, 10), (1000, 1)))
+    told = gdcore.explain(x, w, y, device="H200")
+    assert told.plan.path == "stock" and "host" in told
+
+
 def test_a_gpu_is_planned_with_its_own_memory_and_clock(monkeypatch):
     class H100:  # as PyTorch describes one; 3.05 TB/s and 788 TFLOP/s were measured on it
         name, multi_processor_count, shared_memory_per_block_optin = "NVIDIA H100 80GB HBM3", 132, 232_448
@@ -260,7 +284,7 @@ def test_explain_says_it_in_words():
         "loss and gradient from one read",
         "12 MB read",
         "bound by memory",
-        "predicted  10.5 µs, most of it launches, in 3 launches:",
+        "predicted  10.2 µs, most of it launches, in 3 launches:",
         "tiles in",
         "library",
         "times as long",
