@@ -9,7 +9,11 @@ from . import figures, findings, tables, words
 from .results import BadInput, read
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
-PICTURES = Path("docs")
+
+
+def pictures_of(page: Path) -> Path:
+    """The folder for a page's pictures: docs/ beside a README, and for a page of another name one that has it: cpu/ beside cpu.md."""
+    return page.parent / ("docs" if page.stem == "README" else page.stem)
 
 
 def update(result: Path, readme: Path) -> list[Path]:
@@ -30,8 +34,9 @@ def update(result: Path, readme: Path) -> list[Path]:
     source = Path(os.path.relpath(result, readme.parent)).as_posix()
     changed = replaced(text, block(document, source), readme)
     try:
-        (readme.parent / PICTURES).mkdir(parents=True, exist_ok=True)
-        pictures = figures.draw(document, readme.parent / PICTURES)
+        folder = pictures_of(readme)
+        folder.mkdir(parents=True, exist_ok=True)
+        pictures = figures.draw(document, folder)
         readme.write_text(changed, encoding="utf-8")
     except OSError as error:
         raise BadInput(f"cannot write beside {readme}: {error.strerror}") from error

@@ -56,6 +56,7 @@ def test_a_readme_elsewhere_still_finds_its_source(folder):
     (folder / "docs" / "page.md").write_text(f"{readme.BEGIN}{readme.END}")
     readme.update(folder / "bench" / "results" / "cpu.json", folder / "docs" / "page.md")
     assert "(../bench/results/cpu.json)" in (folder / "docs" / "page.md").read_text()
+    assert (folder / "docs" / "page" / "speed.svg").exists() and not (folder / "docs" / "speed.svg").exists()
 
 
 def test_gpu_figures_are_called_so(make):
@@ -104,9 +105,10 @@ def test_a_file_without_figures_is_refused(folder, make):
             readme.update(folder / f"{number}.json", folder / "README.md")
 
 
-def test_the_committed_figures_are_what_the_committed_file_gives():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", ["README.md", "docs/cpu.md"])
+def test_the_committed_figures_are_what_the_committed_file_gives(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
     shown = readme.shown(text)
-    source = re.search(r"\((bench/results/[^)]+\.json)\)", shown)
-    assert source, "the README names no committed result file: run python -m gdcore.bench readme FILE"
-    assert shown == readme.block(read(ROOT / source[1]), source[1])
+    source = re.search(r"\(((?:\.\./)?bench/results/[^)]+\.json)\)", shown)
+    assert source, "the page names no committed result file: run python -m gdcore.bench readme FILE"
+    assert shown == readme.block(read((ROOT / page).parent / source[1]), source[1])
