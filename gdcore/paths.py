@@ -197,8 +197,8 @@ def _library(tiled_plan: "Plan", asked: Asked) -> "Plan":
 def _epilogue(plan: "Plan", asked: Asked) -> list["Plan"]:
     """The forward product on descriptors, and the library's products behind it: offered where both are.
 
-    Without descriptors (in float32, float64, of rows that are not aligned) our product is behind the library's by more
-    than the pass over E that it saves.
+    Without descriptors our product is behind the library's by more than the pass over E that it saves: measured in float32
+    and of rows that are not aligned, assumed in float64 and on Ampere.
     """
     wanted = asked.wanted
     config = offered(plan, asked, "forward_descriptors")
