@@ -4,9 +4,11 @@ A launch takes LAUNCH_SECONDS and then the longest of three: its bytes at the de
 units that do them, its traffic through L2. FLOPs are those that are executed: tiles that stand over the edge count in
 full, and so does the wait for the busiest multiprocessor, which has ⌈tiles / multiprocessors⌉ of them. Bytes count each
 operand once; what programs read again comes from L2. A grid with fewer programs than multiprocessors gets their share of
-the bandwidth. Rates are the device's (those that the library's own products reach), times a factor of FACTORS.
+the bandwidth. What a tile reads and writes once its products are made takes its time beside them, unless other programs
+multiply meanwhile. Rates are the device's (those that the library's own products reach), times a factor of FACTORS.
 
-A model of this kind ranks paths that differ by a half; it cannot tell two that differ by a tenth. plan.py knows that, and a
+Where its factors are assumed, a model of this kind ranks paths that differ by a half; it cannot tell two that differ by a
+tenth. Where they were measured, it was within a tenth of every product of 1,024 and more: `trusted_to`. paths.py knows that, and a
 measurement (measured.py) goes before it.
 """
 
@@ -38,26 +40,35 @@ class Factor(NamedTuple):
     source: str
 
 
-_FFMA = "share of FFMA among the instructions of its inner loop, sm_90, Triton 3.7.1"
+_H100 = "H100, Triton 3.6, 2026-11-28"
+# By family and kind. A family of the tiled products that has none of its own takes "product"'s, and a kind "any".
 FACTORS: dict[tuple[str, str], Factor] = {
     ("library", "any"): Factor(1.0, "measured", "the device's rates are the library's, 8192 x 8192 x 8192 on an H200"),
+    ("library", "half"): Factor(1.05, "measured", f"{_H100}: without waves and ends of tiles, which are in that rate"),
+    ("library", "half unaligned"): Factor(0.19, "measured", f"{_H100}: 8191 x 4097 x 4095 in 1660 to 2070 µs"),
     ("product", "half"): Factor(0.85, "assumed", "pointers in place of descriptors, two programs a multiprocessor"),
-    ("descriptors", "half"): Factor(
-        1.0, "published", "persistent Triton kernels on an H100, 8192 x 8192 x 8192 in float16: 662 TFLOP/s, cuBLAS 661"
-    ),
-    ("descriptors", "tf32"): Factor(0.85, "assumed", "as half, and dW's operands pass through registers"),
+    ("forward_descriptors", "half"): Factor(1.06, "measured", f"{_H100}: 8192 rows, 1024 to 8192 features and outputs"),
+    ("forward_descriptors", "tf32"): Factor(0.85, "assumed", "as half, and operands are twice as long"),
+    ("both_descriptors", "half"): Factor(0.87, "measured", f"{_H100}: 8192 rows, 1024 to 8192 features and outputs"),
+    ("both_descriptors", "tf32"): Factor(0.6, "assumed", "as product"),
+    ("backward_weight", "half"): Factor(1.06, "measured", f"{_H100}: 8192 rows, 1024 to 8192 features and outputs"),
+    ("forward", "half unaligned"): Factor(0.095, "measured", f"{_H100}: 8191 x 4097 x 4095 in 3828 µs"),
+    ("backward_input", "half unaligned"): Factor(0.104, "measured", f"{_H100}: 8191 x 4097 x 4095 in 3510 µs"),
+    ("backward_weight", "half unaligned"): Factor(0.063, "measured", f"{_H100}: 8191 x 4097 x 4095 in 5801 µs"),
     ("product", "tf32"): Factor(0.6, "assumed", "operands pass through registers"),
-    ("product", "float32"): Factor(0.87, "compiled code", f"{_FFMA}: 1024 of 1171 (forward)"),
-    ("product", "float64"): Factor(0.85, "assumed", "matrix instructions, as float32's loop"),
-    ("tall", "half"): Factor(
-        0.6, "published", "Triton's flash attention, a kernel of this form, on an H100: 329 to 477 TFLOP/s forward"
+    ("forward", "float32"): Factor(0.275, "measured", f"{_H100}: 8192 x 2048 x 2048 in 4910 µs"),
+    ("backward_weight", "float32"): Factor(0.94, "measured", f"{_H100}: 8192 x 2048 x 2048 in 1465 µs"),
+    ("product", "float32"): Factor(
+        0.87, "compiled code", "1024 FFMA of 1171 instructions of a loop, sm_90, Triton 3.7.1"
     ),
+    ("product", "float64"): Factor(0.85, "assumed", "matrix instructions, as float32's loop"),
+    ("tall", "half"): Factor(0.51, "measured", f"{_H100}: 1,000,000 x 256 x 256 in 664 µs"),
     ("tall", "tf32"): Factor(0.4, "assumed", "as half, and one operand of each product passes through registers"),
-    ("tall", "float32"): Factor(0.68, "compiled code", f"{_FFMA}: 514 of 760 (one_pass_dot, which has the same loop)"),
+    ("tall", "float32"): Factor(0.104, "measured", f"{_H100}: 500,000 x 64 x 64 in 1516 µs"),
     ("tall", "float64"): Factor(0.6, "assumed", "as half"),
     ("dot", "half"): Factor(0.25, "assumed", "16 columns fill a quarter of a matrix instruction's time"),
     ("dot", "tf32"): Factor(0.25, "assumed", "as half"),
-    ("dot", "float32"): Factor(0.68, "compiled code", f"{_FFMA}: 514 of 760 (one_pass_dot, K=100)"),
+    ("dot", "float32"): Factor(0.124, "measured", f"{_H100}: 2,000,000 x 64 x 16 in 1286 µs"),
     ("dot", "float64"): Factor(0.4, "assumed", "as float32, with matrix instructions of fewer columns"),
     ("rows", "any"): Factor(
         0.3, "assumed", "multiplications and sums on the ordinary units, beside address arithmetic"
@@ -69,6 +80,13 @@ FACTORS: dict[tuple[str, str], Factor] = {
 # 128 x 256 those are 1.2 µs. Smaller tiles have so many more programs beside them to wait with, up to MOST_RESIDENT.
 TILE_SECONDS = 1.2e-6
 LARGE_TILE, MOST_RESIDENT = 128 * 256, 8
+# Of the time to write what a half-precision product of the library's leaves in float32, what its arithmetic does not hide:
+# measured, H100, 8192 rows, 1024 to 8192 features and outputs.
+WIDE_SHARE = 0.4
+TRUSTED, UNSURE = (
+    1.02,
+    1.10,
+)  # times as fast must a path be predicted, where the products' factors were measured, and elsewhere
 # The library's tiles, with what is assumed that each reaches of the rate; of all, the fastest for a shape is taken.
 LIBRARY_TILES = ((256, 128, 1.0), (128, 128, 0.97), (128, 64, 0.85), (64, 64, 0.7), (64, 32, 0.5), (128, 16, 0.5))
 WIDE_BYTES = (
@@ -138,12 +156,20 @@ def kind_of(dtype: torch.dtype, input_precision: str) -> str:
     return "float32" if input_precision == "ieee" else "tf32"
 
 
-def factor_of(family: str, dtype: torch.dtype, input_precision: str) -> Factor:
-    """The factor for a kernel's family: rows, vector, dot, tall, product, descriptors, library."""
+def factor_of(family: str, dtype: torch.dtype, input_precision: str, aligned: bool = True) -> Factor:
+    """The factor for a kernel's family: rows, vector, dot, tall, library, product, or one of the tiled products'."""
     kind = kind_of(dtype, input_precision)
-    if (family, kind) not in FACTORS and family == "descriptors":
-        family = "product"
-    return FACTORS[family, kind] if (family, kind) in FACTORS else FACTORS[family, "any"]
+    for found in ((family, kind), ("product" if (family, "any") not in FACTORS else family, kind), (family, "any")):
+        if not aligned and (found[0], f"{kind} unaligned") in FACTORS:
+            return FACTORS[found[0], f"{kind} unaligned"]
+        if found in FACTORS:
+            return FACTORS[found]
+    raise KeyError(family)
+
+
+def trusted_to(device: Device, dtype: torch.dtype, input_precision: str) -> float:
+    """How many times as fast as the library's products a path must be predicted to be, to be taken for it."""
+    return TRUSTED if device.architecture == 90 and kind_of(dtype, input_precision) == "half" else UNSURE
 
 
 def _launch(
@@ -184,9 +210,11 @@ def balance(tiles: int, sms: int) -> float:
     return tiles / (-(-tiles // sms) * sms)
 
 
-def _between_tiles(tiles: int, area: int, sms: int) -> float:
-    """Seconds in which the busiest multiprocessor begins and ends tiles and does nothing else."""
-    return -(-tiles // sms) * TILE_SECONDS / max(1, min(MOST_RESIDENT, LARGE_TILE // area))
+def _between_tiles(device: Device, tiles: int, area: int, moved: int = 0) -> float:
+    """Seconds in which the busiest multiprocessor begins and ends tiles, which `moved` bytes pass at their end, and does
+    nothing else."""
+    alone = -(-tiles // device.sms) * TILE_SECONDS + moved / device.bandwidth
+    return alone / max(1, min(MOST_RESIDENT, LARGE_TILE // area))
 
 
 def _add_rows(device: Device, rows: int, columns: int, size: int) -> list[Launch]:
@@ -200,17 +228,17 @@ def _elementwise(device: Device, what: str, read: int, written: int) -> Launch:
 
 @functools.lru_cache(maxsize=1024)  # the paths of one plan share their products
 def library_product(device: Device, what: str, dtype: torch.dtype, precision: str, rows: int, columns: int, length: int,
-                    read: int, written: int) -> Launch:  # fmt: skip
+                    read: int, written: int, aligned: bool = True) -> Launch:  # fmt: skip
     """A product of the library's, rows x columns with a reduction of `length`, with the best of its tiles and splits."""
     flops = 2 * rows * columns * length
-    rate = device.rate(dtype, precision) * factor_of("library", dtype, precision).value
+    rate = device.rate(dtype, precision) * factor_of("library", dtype, precision, aligned).value
     best: tuple[float, int, int, int] | None = None  # (executed, tiles, parts, L2 traffic)
     for long, short, reached in LIBRARY_TILES:
         for a, b in {(long, short), (short, long)}:
             tiles = -(-rows // a) * -(-columns // b)
             parts = max(1, min(device.sms // tiles, length // LEAST_PART))
             executed = 2.0 * tiles * a * b * length / balance(tiles * parts, device.sms) / reached
-            executed += rate * _between_tiles(tiles * parts, a * b, device.sms)
+            executed += rate * _between_tiles(device, tiles * parts, a * b)
             l2 = dtype.itemsize * length * (rows * -(-columns // b) + columns * -(-rows // a))
             if best is None or (executed, -tiles * parts) < (best[0], -best[1] * best[2]):
                 best = (executed, tiles, parts, l2)
@@ -220,6 +248,8 @@ def library_product(device: Device, what: str, dtype: torch.dtype, precision: st
     programs = tiles * parts if min(rows, columns) > 16 else device.sms
     if min(rows, columns) <= 16:
         executed = min(executed, flops / NARROW)
+    if dtype.itemsize == 2 and written > rows * columns * dtype.itemsize:
+        executed += rate * WIDE_SHARE * written / device.bandwidth
     return _launch(
         device, what, read, written, flops, executed=executed, rate=rate, programs=programs, tiles=tiles, l2=l2 // 2
     )
@@ -233,11 +263,13 @@ def tiled_product(
     read: int,
     written: int,
     *,
+    family: str,
+    aligned: bool = True,
+    moved: int | None = None,  # bytes at the ends of tiles, else what is written
     parts: int = 1,
     resident: int = 1,
-    family: str = "product",
 ) -> Launch:
-    """One of our tiled products."""
+    """One of our tiled products. Those of Ampere, of which none was measured, have the factors of "product"."""
     device = plan.device
     lengths = {"n": plan.n, "k": plan.k, "m": plan.m}
     blocks = {"n": config.block_n, "k": config.block_k, "m": config.block_m}
@@ -247,9 +279,11 @@ def tiled_product(
     steps = -(-lengths[along] // (blocks[along] * parts)) * parts
     executed = 2.0 * tiles_a * tiles_b * blocks[first] * blocks[second] * steps * blocks[along]
     rate = device.rate(plan.dtype, plan.input_precision)
-    rate *= factor_of(family, plan.dtype, plan.input_precision).value
+    measured = device.architecture >= 90 or not aligned or plan.dtype.itemsize > 2
+    rate *= factor_of(family if measured else "product", plan.dtype, plan.input_precision, aligned).value
     executed = executed / balance(tiles, device.sms)
-    executed += rate * _between_tiles(tiles, blocks[first] * blocks[second], device.sms)
+    moved = written if moved is None else moved
+    executed += rate * _between_tiles(device, tiles, blocks[first] * blocks[second], moved)
     size = plan.dtype.itemsize
     length = lengths[along]
     l2 = size * length * (lengths[first] * tiles_b + lengths[second] * tiles_a)
@@ -296,6 +330,16 @@ def _sizes(plan: "Plan", asked: Asked) -> _Sizes:
     )
 
 
+def is_aligned(plan: "Plan", asked: Asked) -> bool:
+    """Whether rows are dense and start at multiples of 16 numbers, as the table asks; whether they do is seen at the launch."""
+    return asked.contiguous and plan.k % 16 == 0 and plan.m % 16 == 0
+
+
+def _library_aligned(plan: "Plan") -> bool:
+    """Whether dense rows start at multiples of the 16 bytes that the library's fast products ask for."""
+    return plan.k * plan.dtype.itemsize % 16 == 0 and plan.m * plan.dtype.itemsize % 16 == 0
+
+
 def launches_of(plan: "Plan", asked: Asked) -> tuple[Launch, ...]:
     """Every launch of forward and backward on the plan's path, in order. CUDA only."""
     if plan.path == "stock":
@@ -304,7 +348,7 @@ def launches_of(plan: "Plan", asked: Asked) -> tuple[Launch, ...]:
         return tuple(_one_pass(plan, asked))
     if plan.path == "chunked":
         return tuple(_chunked(plan, asked))
-    return tuple((_library if plan.path == "library" else _tiled)(plan, asked))
+    return tuple({"library": _library, "epilogue": _epilogue}.get(plan.path, _tiled)(plan, asked))
 
 
 def _stock(plan: "Plan", asked: Asked) -> list[Launch]:
@@ -315,7 +359,8 @@ def _stock(plan: "Plan", asked: Asked) -> list[Launch]:
     scalar = asked.reduction != "none"
 
     def product(what: str, rows: int, columns: int, length: int, read: int, written: int) -> Launch:
-        return library_product(device, what, plan.dtype, plan.input_precision, rows, columns, length, read, written)
+        shape = rows, columns, length, read, written
+        return library_product(device, what, plan.dtype, plan.input_precision, *shape, _library_aligned(plan))
 
     made = [product("prediction X Wᵀ", n, m, k, s.x + s.w, p)]
     made.append(_launch(device, "squares of prediction - Y", p + s.y, s.e, 2 * n * m))
@@ -347,13 +392,27 @@ def input_gradient(plan: "Plan", asked: Asked) -> tuple[Launch, ...]:
     if plan.input_config is None:
         wide = plan.n * plan.k * s.wide if plan.dtype is torch.float16 else s.dx
         product = library_product(
-            plan.device, "dX", plan.dtype, plan.input_precision, plan.n, plan.k, plan.m, s.e + s.dw, wide
+            plan.device,
+            "dX",
+            plan.dtype,
+            plan.input_precision,
+            plan.n,
+            plan.k,
+            plan.m,
+            s.e + s.dw,
+            wide,
+            _library_aligned(plan),
         )
         if plan.dtype is torch.float16:
             return product, _elementwise(plan.device, "dX times c", wide, s.dx)
         return _elementwise(plan.device, "W times c", s.dw, s.dw), product
     grad = s.e if asked.reduction == "none" else 0
-    return (tiled_product(plan, "dX = E W", plan.input_config, ("n", "k", "m"), s.e + s.dw + grad, s.dx),)
+    spans = ("n", "k", "m")
+    aligned = is_aligned(plan, asked)
+    read = s.e + s.dw + grad
+    return (
+        tiled_product(plan, "dX = E W", plan.input_config, spans, read, s.dx, family="backward_input", aligned=aligned),
+    )
 
 
 def _one_pass(plan: "Plan", asked: Asked) -> list[Launch]:
@@ -402,27 +461,12 @@ def _one_pass(plan: "Plan", asked: Asked) -> list[Launch]:
 
 
 def _tiled(plan: "Plan", asked: Asked) -> list[Launch]:
-    n, k, m, device, wanted = plan.n, plan.k, plan.m, plan.device, asked.wanted
+    m, k, device, wanted = plan.m, plan.k, plan.device, asked.wanted
     s = _sizes(plan, asked)
-    config, weight_config = plan.config, plan.weight_config
-    assert config is not None and weight_config is not None
-    scalar = asked.reduction != "none"
-    tiles = -(-n // config.block_n) * -(-m // config.block_m)
-    written = (s.e if plan.store_residual else 0) + (tiles * s.wide if scalar else s.e)
-    read = s.x + s.w + s.y
-    if plan.forward_config is not None:
-        config = plan.forward_config
-        forward = tiled_product(
-            plan, "loss and E (descriptors)", config, ("n", "m", "k"), read, written, family="descriptors"
-        )
-    else:
-        forward = tiled_product(plan, "loss and E", config, ("n", "m", "k"), read, written, resident=plan.resident)
-    made = [forward._replace(flops=2 * n * k * m + 3 * n * m)]
-    if scalar:
-        made += _add_rows(device, tiles, 1, s.wide)
-        if plan.dtype.itemsize == 2:
-            made.append(_elementwise(device, "loss in its type", s.wide, plan.dtype.itemsize))
-    grad = 0 if scalar else s.e
+    weight_config = plan.weight_config
+    assert weight_config is not None
+    made = _tiled_forward(plan, asked, s)
+    grad = s.e if asked.reduction == "none" else 0
     if plan.products_config is not None:
         return [*made, *_both_products(plan, s), *_target(plan, asked, s)]
     made += input_gradient(plan, asked)
@@ -436,6 +480,8 @@ def _tiled(plan: "Plan", asked: Asked) -> list[Launch]:
                 ("m", "k", "n"),
                 s.e + s.x + grad,
                 parts or s.dw + s.db,
+                family="backward_weight",
+                aligned=is_aligned(plan, asked),
                 parts=plan.split,
             )
         )
@@ -444,11 +490,43 @@ def _tiled(plan: "Plan", asked: Asked) -> list[Launch]:
     return made + _target(plan, asked, s)
 
 
+def _tiled_forward(plan: "Plan", asked: Asked, s: _Sizes) -> list[Launch]:
+    """Loss and E from our product."""
+    n, k, m, device, config = plan.n, plan.k, plan.m, plan.device, plan.forward_config or plan.config
+    assert config is not None
+    scalar = asked.reduction != "none"
+    tiles = -(-n // config.block_n) * -(-m // config.block_m)
+    written = (s.e if plan.store_residual else 0) + (tiles * s.wide if scalar else s.e)
+    read = s.x + s.w + s.y
+    if plan.forward_config is not None:
+        what, family, resident = "loss and E (descriptors)", "forward_descriptors", 1
+    else:
+        what, family, resident = "loss and E", "forward", plan.resident
+    forward = tiled_product(
+        plan,
+        what,
+        config,
+        ("n", "m", "k"),
+        read,
+        written,
+        family=family,
+        aligned=is_aligned(plan, asked),
+        moved=s.y + written,
+        resident=resident,
+    )
+    made = [forward._replace(flops=2 * n * k * m + 3 * n * m)]
+    if scalar:
+        made += _add_rows(device, tiles, 1, s.wide)
+        if plan.dtype.itemsize == 2:
+            made.append(_elementwise(device, "loss in its type", s.wide, plan.dtype.itemsize))
+    return made
+
+
 def _both_products(plan: "Plan", s: _Sizes) -> list[Launch]:
     """dX and dW in one launch, whose tiles fill each other's last wave; the second operand of E is read from L2."""
     m, k, config, split = plan.m, plan.k, plan.products_config, plan.products_split
     assert config is not None
-    family = "descriptors" if plan.device.architecture >= 90 else "product"
+    family = "both_descriptors" if plan.device.architecture >= 90 else "product"
     parts = split * (m * k + m) * s.wide if split > 1 else 0
     turned = Config(config.block_m, config.block_k, config.block_n, config.num_warps, config.num_stages)
     first = tiled_product(plan, "", config, ("n", "k", "m"), s.e + s.dw, s.dx, family=family)
@@ -470,19 +548,17 @@ def _both_products(plan: "Plan", s: _Sizes) -> list[Launch]:
 
 
 _SCALED = "E times c"
+_BY_C = (_SCALED, "W times c", "dW times c", "db times c")
 
 
 def _library(plan: "Plan", asked: Asked) -> list[Launch]:
     """The library's products, and one fused pass between them; see backends/triton_library.py for the order."""
-    n, k, m, device, wanted = plan.n, plan.k, plan.m, plan.device, asked.wanted
+    n, k, m, device = plan.n, plan.k, plan.m, plan.device
     s = _sizes(plan, asked)
     scalar, half = asked.reduction != "none", plan.dtype.itemsize == 2
     p = n * m * s.wide
-
-    def product(what: str, rows: int, columns: int, length: int, read: int, written: int) -> Launch:
-        return library_product(device, what, plan.dtype, plan.input_precision, rows, columns, length, read, written)
-
-    made = [product("X Wᵀ", n, m, k, s.x + s.dw, p)]
+    aligned = _library_aligned(plan)
+    made = [library_product(device, "X Wᵀ", plan.dtype, plan.input_precision, n, m, k, s.x + s.dw, p, aligned)]
     programs = min(LOSS_PROGRAMS, -(-(n * m) // ELEMENTWISE_TILE))
     written = (s.e if plan.store_residual else 0) + (programs * s.wide if scalar else s.e)
     made.append(_launch(device, "E and its squares", p + s.y + s.w - s.dw, written, 3 * n * m))
@@ -490,7 +566,25 @@ def _library(plan: "Plan", asked: Asked) -> list[Launch]:
         made += _add_rows(device, programs, 1, s.wide) if programs > 1 else []
         if half:
             made.append(_elementwise(device, "loss in its type", s.wide, plan.dtype.itemsize))
-    grad = 0 if scalar else s.e
+    return made + _library_gradients(plan, asked, s)
+
+
+def _epilogue(plan: "Plan", asked: Asked) -> list[Launch]:
+    """Our product makes the loss and E, the library's make the gradients from it."""
+    s = _sizes(plan, asked)
+    return _tiled_forward(plan, asked, s) + _library_gradients(plan, asked, s)
+
+
+def _library_gradients(plan: "Plan", asked: Asked, s: _Sizes) -> list[Launch]:
+    """The library's products of E, and the passes by which c enters."""
+    n, k, m, device, wanted = plan.n, plan.k, plan.m, plan.device, asked.wanted
+    made: list[Launch] = []
+
+    def product(what: str, rows: int, columns: int, length: int, read: int, written: int) -> Launch:
+        shape = rows, columns, length, read, written
+        return library_product(device, what, plan.dtype, plan.input_precision, *shape, _library_aligned(plan))
+
+    grad = s.e if asked.reduction == "none" else 0
     scaled_first = scales_residual(plan, asked)
     if scaled_first and (wanted.input or wanted.weight or wanted.bias):
         made.append(_elementwise(device, _SCALED, s.e + grad, s.e))
@@ -514,27 +608,43 @@ def _library(plan: "Plan", asked: Asked) -> list[Launch]:
 
 
 def scales_residual(plan: "Plan", asked: Asked) -> bool:
-    """Whether the library path multiplies E by c before its products: one pass over E, and none over what they make.
+    """Whether c is multiplied into E before the library's products: one pass over E, and none over what they make.
 
-    Not in float16, where c E may underflow, unless c is a matrix; nor for a single product whose other operand, W, or
-    whose result, dW, is smaller than E.
+    It is where c is a matrix, and never else in float16, where c E may underflow. Otherwise where that pass takes no longer
+    than those that bring c into W for dX, into dW and into db for these, of which dW is in the accumulator's dtype still.
     """
     if asked.reduction == "none":
         return True
     if plan.dtype is torch.float16:
         return False
-    both = asked.wanted.input and asked.wanted.weight
-    return both or asked.wanted.bias or plan.k >= plan.n
+    wanted, s = asked.wanted, _sizes(plan, asked)
+    beside = 2 * s.dw * wanted.input + 2 * plan.m * plan.k * s.wide * wanted.weight
+    launches = wanted.input + wanted.weight + wanted.bias - 1
+    return 2 * s.e <= beside + launches * LAUNCH_SECONDS * plan.device.bandwidth
 
 
 def _chunked(plan: "Plan", asked: Asked) -> list[Launch]:
     """Every chunk as the library path does it, or with the tiled kernel's E, which is one launch in place of three."""
     chunks = -(-plan.n // plan.chunk_rows)
     part = dataclasses.replace(plan, n=min(plan.n, plan.chunk_rows), store_residual=True)
-    made = [launch for launch in _library(part, asked) if launch.what != _SCALED]  # c enters in the products' epilogues
+    made = [
+        launch for launch in _library(part, asked) if launch.what not in _BY_C
+    ]  # which enters in products' epilogues
     if plan.config is not None:
         s = _sizes(part, asked)
-        forward = tiled_product(part, "loss and E", plan.config, ("n", "m", "k"), s.x + s.w + s.y, s.e)
+        aligned = is_aligned(plan, asked)
+        read = s.x + s.w + s.y
+        forward = tiled_product(
+            part,
+            "loss and E",
+            plan.config,
+            ("n", "m", "k"),
+            read,
+            s.e,
+            family="forward",
+            aligned=aligned,
+            moved=s.y + s.e,
+        )
         forward = forward._replace(flops=forward.flops + 3 * part.n * part.m)
         made = [forward, *made[2:]]
     return [
@@ -560,12 +670,30 @@ def workspace_of(plan: "Plan", asked: Asked) -> int:
     if plan.path == "library":
         half = plan.dtype.itemsize == 2
         forward = min(n * m * s.wide, WIDE_BYTES) + stored if half else s.e
-        scaled = scales_residual(plan, asked) and (wanted.input or wanted.weight or wanted.bias)
-        return max(forward, stored + s.e * scaled)
+        return max(forward, stored + _beside_gradients(plan, asked, s))
+    if plan.path == "epilogue":
+        return stored + _beside_gradients(plan, asked, s)
     if plan.path.startswith("one_pass"):
         blocks = -(-m // plan.config.block_m) if plan.path == "one_pass_tall" else 1
         parts = plan.programs // blocks
         sums = 1 + (m + m * k if wanted.weight or wanted.bias else 0)
-        return stored + (parts * sums * s.wide if parts > 1 or blocks > 1 else 0)
+        partial = parts * sums * s.wide if parts > 1 or blocks > 1 else 0
+        late = asked._replace(wanted=Wanted(wanted.input and plan.input_config is None, False, False, False))
+        return stored + max(partial, _beside_gradients(plan, late, s))
     split = plan.split if plan.products_config is None else plan.products_split
     return stored + (split * (m * k + m) * s.wide if split > 1 and (wanted.weight or wanted.bias) else 0)
+
+
+def _beside_gradients(plan: "Plan", asked: Asked, s: _Sizes) -> int:
+    """Of the library's products of E: c E, or one after the other c W or float16's wide dX, and what dW is before its c."""
+    wanted = asked.wanted
+    if not (wanted.input or wanted.weight or wanted.bias):
+        return 0
+    if scales_residual(plan, asked):
+        return s.e
+    late = plan.m * plan.k * s.wide * wanted.weight
+    if wanted.input and plan.dtype is not torch.float16:
+        late = max(late, s.dw)
+    elif wanted.input and plan.input_config is None:
+        late = max(late, plan.n * plan.k * s.wide)
+    return late

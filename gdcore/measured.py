@@ -32,7 +32,8 @@ SCHEMA = "gdcore-measured/1"
 VARIABLE = "GDCORE_MEASURED"
 FOLDER = Path(__file__).with_name("measured")
 STOCK = "stock"
-PATHS = (STOCK, "library", "tiled", "chunked", *(f"one_pass_{family}" for family in ("rows", "vector", "dot", "tall")))
+ONE_PASS = tuple(f"one_pass_{family}" for family in ("rows", "vector", "dot", "tall"))
+PATHS = (STOCK, "library", "epilogue", "tiled", "chunked", *ONE_PASS)
 PRECISIONS = {"float32": ("ieee", "tf32", "tf32x3")}  # of others: ieee
 NEAREST = 1.0  # doublings that a dimension may differ by
 

@@ -1,8 +1,8 @@
 """The paths that could compute a shape on CUDA, each with its configuration, and the choice between them.
 
 Where the paths of a shape (or of one near it) were measured on this kind of GPU, the fastest measured one is taken.
-Otherwise the predicted times decide (cost.py), and as a prediction errs, the library's products are taken where they are
-within NEAR of the fastest: what is gained by less is not worth losing to stock by as much.
+Otherwise the predicted times decide (cost.py), and as a prediction errs, the library's products are taken where they are as
+near to the fastest as it may err (cost.trusted_to): what is gained by less is not worth losing to stock by as much.
 """
 
 import dataclasses
@@ -20,14 +20,16 @@ if TYPE_CHECKING:  # plan imports this module
     from .plan import Plan
 
 SKINNY = {"one_pass_rows", "one_pass_vector", "one_pass_dot"}
+TILED = {"tiled", "epilogue"}  # whose forward product is the tiled kernel
 MOST_GRIDS = 6  # of one_pass_tall, each with half as many parts as the one before
-NEAR = 1.10  # a path must be predicted to be so many times as fast as the library's products
+NEAR = cost.UNSURE  # that a path must be predicted to be faster than stock, of whose kernels few were measured
 
 
 def candidates(plan: "Plan", asked: Asked, family: str | None, why: str) -> list["Plan"]:
     """Every path for the shape, with its launches; `family` is the one-pass kernel's, if there is one."""
     found = [_tiled(plan, asked)]
     if _library_takes(plan, asked):
+        found += _epilogue(plan, asked)
         found.append(_library(found[0], asked))
     if family is not None:
         found.append(_one_pass(plan, asked, family, why))
@@ -47,15 +49,16 @@ def choose(found: list["Plan"], asked: Asked, may_be_stock: bool) -> "Plan":
     stock = dataclasses.replace(first, path="stock", config=None, why=why, input_precision=precision)
     by_path["stock"] = dataclasses.replace(stock, launches=cost.launches_of(stock, asked))
     seconds = {path: p.predicted_seconds for path, p in by_path.items()}
+    near = cost.trusted_to(first.device, first.dtype, first.input_precision)
     if timed:
         path = min(timed, key=timed.__getitem__)
         reason = f"measured: {row.words(path)}"
     else:
         row = None
         # A skinny shape's tiled kernels differ by launches at most, and a whole step has one launch in the other path.
-        considered = [p.path for p in found if p.path != "tiled" or not SKINNY & by_path.keys()]
+        considered = [p.path for p in found if p.path not in TILED or not SKINNY & by_path.keys()]
         path = min(considered, key=seconds.__getitem__)
-        if "library" in seconds and seconds["library"] <= NEAR * seconds[path]:
+        if "library" in seconds and seconds["library"] <= near * seconds[path]:
             path = "library"
         if may_be_stock and seconds[path] > NEAR * seconds["stock"]:
             path = "stock"  # half types, where ours rounds less and moves more
@@ -63,12 +66,12 @@ def choose(found: list["Plan"], asked: Asked, may_be_stock: bool) -> "Plan":
     told = []
     for name, total in sorted(seconds.items(), key=lambda item: item[1]):
         made = by_path[name].launches
-        why_not = "" if name == path else _why_not(name, total, path, seconds[path], timed)
+        why_not = "" if name == path else _why_not(name, total, path, seconds[path], timed, near)
         told.append(Alternative(name, total, len(made), cost.bound_of(made), why_not))
     return dataclasses.replace(by_path[path], why=reason, alternatives=tuple(told), measured=row)
 
 
-def _why_not(name: str, total: float, chosen: str, seconds: float, timed: dict[str, float]) -> str:
+def _why_not(name: str, total: float, chosen: str, seconds: float, timed: dict[str, float], near: float) -> str:
     if name in timed:
         return f"measured {timed[name] / timed[chosen]:.2f} times as long"
     if timed and name != "stock":
@@ -77,10 +80,10 @@ def _why_not(name: str, total: float, chosen: str, seconds: float, timed: dict[s
         return f"predicted less than {NEAR - 1:.0%} faster, and half types it rounds first"
     if name == "stock":
         return "writes the prediction and reads it three times; half types it rounds first"
-    if total < seconds and name == "tiled" and chosen != "library":
+    if total < seconds and name in TILED and chosen != "library":
         return "stores the residual and reads the data again for dW"
     if total < seconds:
-        return f"predicted less than {NEAR - 1:.0%} faster than the library's products"
+        return f"predicted less than {near - 1:.0%} faster than the library's products"
     return f"predicted {total / seconds:.2f} times as long"
 
 
@@ -128,35 +131,39 @@ def _with_faster_input_gradient(plan: "Plan", asked: Asked) -> "Plan":
 def _tiled(plan: "Plan", asked: Asked) -> "Plan":
     """The tiled kernels: of those that the table offers for these operands, the ones that are predicted to be the fastest."""
     made = _by_pointers(plan, asked)
-    arguments = (plan.dtype, plan.n, plan.k, plan.m)
-    architecture = plan.device.architecture
-    options = {
-        "input_precision": plan.input_precision,
-        "wide": _is_wide(plan, asked),
-        "aligned": is_aligned(plan, asked),
-    }
 
-    def offered(family: str) -> Config | None:
-        if made.tuned is not None or not configs.product_offered(family, architecture, plan.dtype, **options):
-            return None
-        return configs.product_config(family, architecture, *arguments, **options)
+    def available(family: str) -> Config | None:
+        return None if made.tuned is not None else offered(plan, asked, family)
 
     variants = [made]
-    if (config := offered("forward_descriptors")) is not None:
+    if (config := available("forward_descriptors")) is not None:
         variants.append(dataclasses.replace(made, forward_config=config))
     if asked.wanted.input and (asked.wanted.weight or asked.wanted.bias) and asked.reduction != "none":
-        config = offered("backward_products_descriptors") or offered("backward_products")
+        config = available("backward_products_descriptors") or available("backward_products")
         if config is not None:
             split = configs.default_products_split(plan.n, plan.k, plan.m, config, plan.device.sms)
             variants += [dataclasses.replace(p, products_config=config, products_split=split) for p in variants]
     if len(variants) == 1:
         return made
-    return min(variants, key=lambda variant: cost.predicted_seconds(cost.launches_of(variant, asked)))
+
+    def seconds(variant: "Plan") -> float:
+        """The forward product on descriptors was measured, the one on pointers was not where arithmetic is the limit."""
+        doubt = cost.TRUSTED if variant.forward_config is None else 1.0
+        return doubt * cost.predicted_seconds(cost.launches_of(variant, asked))
+
+    return min(variants, key=seconds)
 
 
-def is_aligned(plan: "Plan", asked: Asked) -> bool:
-    """Whether rows are dense and start at multiples of 16 numbers, as the table asks; whether they do is seen at the launch."""
-    return asked.contiguous and plan.k % 16 == 0 and plan.m % 16 == 0
+def offered(plan: "Plan", asked: Asked, family: str) -> Config | None:
+    """A product's configuration, where the table has one for these operands."""
+    options = {
+        "input_precision": plan.input_precision,
+        "wide": _is_wide(plan, asked),
+        "aligned": cost.is_aligned(plan, asked),
+    }
+    if not configs.product_offered(family, plan.device.architecture, plan.dtype, **options):
+        return None
+    return configs.product_config(family, plan.device.architecture, plan.dtype, plan.n, plan.k, plan.m, **options)
 
 
 def _by_pointers(plan: "Plan", asked: Asked) -> "Plan":
@@ -182,6 +189,30 @@ def _library(tiled_plan: "Plan", asked: Asked) -> "Plan":
     made = dataclasses.replace(
         tiled_plan, path="library", why=why, split=1, forward_config=None, products_config=None, products_split=1
     )
+    if asked.wanted.input and made.dtype is torch.float16:  # others multiply with c W, or c E
+        return _with_faster_input_gradient(made, asked)
+    return made
+
+
+def _epilogue(plan: "Plan", asked: Asked) -> list["Plan"]:
+    """The forward product on descriptors, and the library's products behind it: offered where both are.
+
+    Without descriptors our product is behind the library's by more than the pass over E that it saves: measured in float32
+    and of rows that are not aligned, assumed in float64 and on Ampere.
+    """
+    wanted = asked.wanted
+    config = offered(plan, asked, "forward_descriptors")
+    if config is None or not (wanted.input or wanted.weight or wanted.bias):
+        return []
+    return [epilogue(plan, asked, config)]
+
+
+def epilogue(plan: "Plan", asked: Asked, forward_config: Config | None) -> "Plan":
+    """The path with this forward product; None: on pointers."""
+    why = "loss and residual are formed in our product's epilogue, and the gradients are the library's products"
+    made = dataclasses.replace(_by_pointers(plan, asked), path="epilogue", why=why, forward_config=forward_config)
+    if forward_config is not None:
+        made = dataclasses.replace(made, tuned=None, config=_product(made, asked, "forward"))
     if asked.wanted.input and made.dtype is torch.float16:  # others multiply with c W, or c E
         return _with_faster_input_gradient(made, asked)
     return made
@@ -216,5 +247,5 @@ def _product(plan: "Plan", asked: Asked, family: str) -> Config:
         plan.m,
         input_precision=plan.input_precision,
         wide=_is_wide(plan, asked),
-        aligned=is_aligned(plan, asked),
+        aligned=cost.is_aligned(plan, asked),
     )

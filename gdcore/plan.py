@@ -70,12 +70,12 @@ class Plan:
             return None
         if self.tuned is not None:
             return self.tuned.compiled
-        if self.forward_config is not None and self.path == "tiled":
+        if self.forward_config is not None and self.path in ("tiled", "epilogue"):
             name = f"forward_descriptors {cost.kind_of(self.dtype, self.input_precision)}"
             made = resources.table().get(name, {}).get(str(self.device.architecture))
             return made and {"variant": name, **made}
         return resources.nearest(
-            "tiled" if self.path == "chunked" else self.path,
+            "tiled" if self.path in ("chunked", "epilogue") else self.path,
             self.device.architecture,
             self.dtype,
             self.k,
@@ -168,7 +168,7 @@ def plan_for(
         plan = _cuda(plan, target_dtype, wanted, reduction, contiguous, has_bias, may_be_stock)
         if reduction != "none" and not keep_residual and n * m * dtype.itemsize >= chunks.LARGE_BYTES:
             plan = _in_chunks(plan, Asked(target_dtype, wanted, reduction, contiguous, has_bias), free_bytes)
-    return _with_cost(plan, target_dtype, wanted, reduction, has_bias)
+    return _with_cost(plan, target_dtype, wanted, reduction, has_bias, contiguous)
 
 
 def every_path(
@@ -301,19 +301,29 @@ def _in_chunks(plan: Plan, asked: Asked, free_bytes: int | None) -> Plan:
         left = free_bytes - chunk_sizes(plan, target_dtype, wanted, has_bias).fixed
         short = cost.workspace_of(plan, asked) > max(left, 0) // 2
     base = plan
-    if plan.path not in ("tiled", "library"):  # a one-pass kernel that keeps E for dX, or stock
+    if plan.path not in ("tiled", "epilogue", "library"):  # a one-pass kernel that keeps E for dX, or stock
         if not short:
             return plan
         base = paths.candidates(dataclasses.replace(plan, store_residual=False), asked, None, "")[-1]
     rows = chunks.rows_of_chunk(plan.n, chunk_sizes(base, target_dtype, wanted, has_bias), free_bytes)
     if rows >= plan.n:
         return plan
+    # The epilogue path's forward product is on descriptors, and of a chunk's there is one on pointers: either may be faster.
+    options = {"tiled": (True,), "epilogue": (True, False)}.get(base.path, (False,))
+    made = [_chunked(base, plan, rows, tiled) for tiled in options]
+    seconds = [cost.predicted_seconds(cost.launches_of(chunked, asked)) for chunked in made]
+    least = min(seconds)
+    fits = short or least <= SLOWER * cost.predicted_seconds(plan.launches)
+    return made[seconds.index(least)] if fits else plan
+
+
+def _chunked(base: Plan, plan: Plan, rows: int, tiled: bool) -> Plan:
+    """In chunks of so many rows, with E from the tiled kernel or from the library's product."""
     by_kernels = plan.input_precision == "tf32x3"  # which the library's products have not
     weight_config = base.weight_config if by_kernels else None
-    tiled = base.path == "tiled"
     why = "N x M is large: every chunk of rows makes its part of the loss and of all gradients, and the next one writes over "
     why += "its residual; E from the tiled kernel" if tiled else "its residual; E from the library's product"
-    made = dataclasses.replace(
+    return dataclasses.replace(
         base,
         path="chunked",
         why=why,
@@ -331,8 +341,6 @@ def _in_chunks(plan: Plan, asked: Asked, free_bytes: int | None) -> Plan:
         alternatives=plan.alternatives,
         measured=plan.measured,
     )
-    seconds = cost.predicted_seconds(cost.launches_of(made, asked))
-    return made if short or seconds <= SLOWER * cost.predicted_seconds(plan.launches) else plan
 
 
 def chunk_sizes(plan: Plan, target_dtype: torch.dtype, wanted: Wanted, has_bias: bool) -> chunks.Sizes:
@@ -401,6 +409,8 @@ def update_in_words(plan: Plan) -> str:
         if plan.split == 1:
             return "in the epilogue of the product that makes the gradient"
         return "by the launch that adds the parts of the gradient"
+    if plan.path == "epilogue":
+        return "in the library's product, W - lr c EᵀX, or by the tiled kernels where that would round more or is another formula"
     if plan.path == "chunked":
         return "after the last chunk"
     if plan.path == "library":
@@ -420,10 +430,12 @@ def _with_launches(plan: Plan, asked: Asked) -> Plan:
     )
 
 
-def _with_cost(plan: Plan, target_dtype: torch.dtype, wanted: Wanted, reduction: str, has_bias: bool) -> Plan:
+def _with_cost(
+    plan: Plan, target_dtype: torch.dtype, wanted: Wanted, reduction: str, has_bias: bool, contiguous: bool = True
+) -> Plan:
     """Bytes and FLOPs of forward and backward, each operand counted once per pass over it."""
     if plan.device.kind == "cuda":
-        plan = _with_launches(plan, Asked(target_dtype, wanted, reduction, True, has_bias))
+        plan = _with_launches(plan, Asked(target_dtype, wanted, reduction, contiguous, has_bias))
         if plan.path != "chunked":
             return plan
     n, k, m = plan.n, plan.k, plan.m

@@ -28,7 +28,7 @@ class Case(NamedTuple):
     @property
     def is_ours(self) -> bool:
         """Whether no product is the library's."""
-        return self.path not in ("library", "chunked")
+        return self.path not in ("library", "epilogue", "chunked")
 
     def draw(self) -> dict[str, Tensor]:
         return draw(self.n, self.k, self.m, self.dtype)
@@ -57,6 +57,8 @@ class Case(NamedTuple):
             return dataclasses.replace(made, store_residual=False, grad_in_forward=True, all_in_forward=True)
         if self.path == "tiled":
             return paths._by_pointers(base, asked)
+        if self.path == "epilogue":  # also of operands for which no plan offers it: by pointers
+            return paths.epilogue(base, asked, paths.offered(base, asked, "forward_descriptors"))
         if self.path == "descriptors":
             return _on_descriptors(paths._by_pointers(base, asked), asked)
         family = self.path.removeprefix("one_pass_") if self.path.startswith("one_pass") else None
@@ -85,6 +87,9 @@ CASES = {
     "tiled, dW in parts": Case("tiled", 1003, 300, 203, HALF, (("split", 3),)),
     "descriptors": Case("descriptors", 1040, 304, 208, HALF, (("products_split", 1), ("split", 1))),
     "descriptors, dW in parts": Case("descriptors", 1040, 304, 208, HALF, (("products_split", 3), ("split", 3))),
+    "epilogue": Case("epilogue", 1040, 304, 208, HALF),
+    "epilogue float16": Case("epilogue", 1040, 304, 208, torch.float16, (("input_config", None),)),
+    "epilogue, by pointers": Case("epilogue", 1003, 300, 203),
     "library": Case("library", 1003, 300, 203),
     "library bfloat16": Case("library", 1003, 300, 203, HALF),
     "chunked": Case("chunked", 1003, 300, 203, fields=(("chunk_rows", 256),)),

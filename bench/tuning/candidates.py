@@ -110,7 +110,7 @@ def jobs(
             shape = Job("", dtype, n, k, m, precision, wanted)
             taken = _taken(shape, device)
             for plan in _every_path(shape, device._replace(tuned=None)):
-                if plan.path == "library" or (families is None and plan.path != taken):
+                if plan.path in ("library", "epilogue") or (families is None and plan.path != taken):
                     continue
                 used = [plan.path] if plan.path.startswith("one_pass") else ["forward", "backward_weight"]
                 if plan.input_config is not None:

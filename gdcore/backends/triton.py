@@ -95,7 +95,7 @@ def backward(
     if saved.grad_bias is not None:
         d_bias = _times(saved.grad_bias, grad_output, weight.dtype)
     missing_weight, missing_bias = wanted.weight and d_weight is None, wanted.bias and d_bias is None
-    by_library = plan.path == "library" or (wanted.input and plan.input_config is None)
+    by_library = plan.path in ("library", "epilogue") or (wanted.input and plan.input_config is None)
     products = triton_library.gradients if by_library else _tiled_gradients
     with on_device_of(input):
         if missing_weight or missing_bias or wanted.input:

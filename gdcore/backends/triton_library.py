@@ -2,9 +2,10 @@
 
 Forward    P = X Wᵀ in the accumulator's dtype; then E = P + b − Y, its squares' sum, and E stored in P's own memory (beside
            it in half precision): 4 N M numbers, where the stock composition moves 5 and 3 more for its gradient.
-Backward   c E in one pass, and the products write the gradients themselves; where one gradient alone is wanted and W or dW is
-           smaller than E, c enters there: in W before dX's product, or in dW's before it is rounded. Of float16, where c E
+Backward   c E in one pass, and the products write the gradients themselves; where W and dW are so much smaller than E that it
+           takes less, c enters there: in W before dX's product, and in dW before it is rounded. Of float16, where c E
            and c W may underflow, dW and dX are made wide first, or dX by the tiled kernel, which applies c to its sums.
+           It is the epilogue path's too, whose E comes from our own product, stored from its accumulators.
 
 As many launches as stock has, or fewer, and less traffic: where the products are all the time, it is never behind.
 """
@@ -91,6 +92,7 @@ def gradients(
     elif want_input and input.dtype is torch.float16:
         product = wide_product(residual, weight, wide)
         d_input = _times(product, grad_output, scale, torch.empty_like(product, dtype=input.dtype))
+        del product  # N K numbers in float32, before dW's are made
     elif want_input:
         d_input = residual @ _times(weight, grad_output, scale, torch.empty_like(weight))
     if want_weight:

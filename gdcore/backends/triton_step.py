@@ -61,6 +61,14 @@ def step(
                 input, weight, target, bias, update, momentum_buffer, bias_momentum_buffer, loss_dtype
             )
         n, m = target.shape
+        if not plan.path.startswith("one_pass"):
+            residual = input.new_empty(n, m, dtype=loss_dtype)
+            loss = triton_tiled.forward(
+                input, weight, target, bias, plan, loss_scale=1 / (n * m), residual=residual, squares=None
+            )
+            if plan.path == "epilogue" and _fold_(update, weight, momentum_buffer, residual, input, n * m):
+                _update_bias(update, bias, bias_momentum_buffer, residual, n * m)
+                return in_dtype(loss, loss_dtype)
         scale = (-2 if update.maximize else 2) / (n * m)
         v, bias_v = _laid_out_as(weight, momentum_buffer), _laid_out_as(bias, bias_momentum_buffer)
         lr, mu, tau, decay, nesterov, _ = update
@@ -83,10 +91,6 @@ def step(
                 input_precision=plan.input_precision,
             )
         else:
-            residual = input.new_empty(n, m, dtype=loss_dtype)
-            loss = triton_tiled.forward(
-                input, weight, target, bias, plan, loss_scale=1 / (n * m), residual=residual, squares=None
-            )
             triton_tiled.update(residual, input, what, plan, scale=scale)
         _written_by_kernels(weight, bias, momentum_buffer, bias_momentum_buffer)
         if v is not momentum_buffer:
@@ -132,14 +136,17 @@ def _through_library(
     operand = in_dtype(weight, input.dtype)
     offset = None if bias is None else in_dtype(bias, input.dtype)
     residual, loss = _residual_and_loss(input, operand, target, offset, n * m)
-    if bias is not None:
-        grad_bias = residual.sum(0, dtype=wide).mul_(2 / (n * m))
     if not _fold_(update, weight, momentum_buffer, residual, input, n * m):
         grad_weight = wide_product(residual.t(), in_dtype(input, residual.dtype), wide).mul_(2 / (n * m))
         apply_(update, weight, grad_weight, momentum_buffer)
-    if bias is not None:
-        apply_(update, bias, grad_bias, bias_momentum_buffer)
+    _update_bias(update, bias, bias_momentum_buffer, residual, n * m)
     return in_dtype(loss, loss_dtype)
+
+
+def _update_bias(update: Update, bias: Tensor | None, buffer: Tensor | None, residual: Tensor, count: int) -> None:
+    if bias is not None:
+        gradient = residual.sum(0, dtype=accumulator_dtype(residual.dtype)).mul_(2 / count)
+        apply_(update, bias, gradient, buffer)
 
 
 def _residual_and_loss(

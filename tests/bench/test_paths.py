@@ -55,14 +55,15 @@ def test_the_list_has_every_size_with_predictions_and_runs_nothing(capsys):
 
 def test_what_is_measured_becomes_rows_that_plans_take(tmp_path):
     said, table = [], Table(tmp_path / "gpu.json", tmp_path / "samples.json", ABOUT)
-    tools = acted({"stock": 2e-3, "tiled": 5e-4, "library": 9e-4, "one_pass_tall": 7e-4})
+    seconds = {"stock": 2e-3, "tiled": 5e-4, "epilogue": 8e-4, "library": 9e-4, "one_pass_tall": 7e-4}
+    tools = acted(seconds)
     assert paths.run(two_jobs(), GPU, table, tools, said.append, minutes=1) == (0, 0)
     rows = measured.read(tmp_path / "gpu.json")
     assert [(row.n, row.gpu, row.source) for row in rows] == [
         (1_000_000, GPU.name, (tmp_path / "samples.json").as_posix()),
         (8192, GPU.name, (tmp_path / "samples.json").as_posix()),
     ]
-    assert rows[0].seconds == {"stock": 2e-3, "tiled": 5e-4, "library": 9e-4, "one_pass_tall": 7e-4}
+    assert rows[0].seconds == seconds
     assert "tiled 500 µs (predicted " in said[0] and "4.00x as fast as stock" in said[0]
     document = json.loads((tmp_path / "samples.json").read_text())
     assert document["machine"] == ABOUT["machine"] and len(document["shapes"]) == 2

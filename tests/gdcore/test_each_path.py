@@ -1,6 +1,7 @@
 """Each path by itself, interpreted where there is no GPU: whatever the plan would choose, it gives stock's results or better."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -24,6 +25,10 @@ def by(path, reduction="mean", **fields):
         asked = plan.Asked(target.dtype, wanted, reduction, False, bias is not None)
         n, k, m = *input.shape, weight.shape[0]
         base = plan.Plan("triton", "", "", GPU, n, k, m, dtype=input.dtype)
+        if path == "epilogue":  # also of operands for which no plan offers it: by pointers
+            config = plan.paths.offered(base, asked._replace(contiguous=True), "forward_descriptors")
+            made = dataclasses.replace(plan.paths.epilogue(base, asked, config), **fields)
+            return LinearMSE.apply(input, weight, target, bias, reduction, wanted, made, load("triton"))
         family = plan._one_pass_family(base, False) if reduction != "none" else (None, "")
         made = next(p for p in plan.paths.candidates(base, asked, *family) if p.path == path)
         made = dataclasses.replace(made, **fields)
@@ -62,6 +67,48 @@ def test_the_library_path_without_a_reduction(dtype, wanted):
     assert_parity(by("library"), tensors, wanted, "none", torch.randn(30, 17, device=DEVICE).to(dtype))
 
 
+GRADIENTS = [c for r in range(1, 5) for c in itertools.combinations(NAMES, r)]
+
+
+@pytest.mark.parametrize("shape", [(70, 33, 20), (300, 48, 32), (20, 64, 48)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_gradient_behind_the_epilogue(shape, dtype):
+    """On descriptors and, where K or M does not allow them, on pointers; with many rows, c enters in W and dW, with few in E."""
+    for wanted in GRADIENTS:
+        tensors = draw(*shape, dtype, bias="bias" in wanted or len(wanted) == 2)
+        upstream = torch.tensor(3.0).to(DEVICE, dtype)
+        assert_parity(by("epilogue"), tensors, wanted, "sum" if len(wanted) == 1 else "mean", upstream)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(30, 40, 17), (40, 48, 32)], ids=str)
+def test_the_epilogue_path_without_a_reduction(shape, dtype):
+    for wanted in (("weight",), ("input", "bias"), NAMES):
+        upstream = torch.randn(shape[0], shape[2], device=DEVICE).to(dtype)
+        assert_parity(by("epilogue"), draw(*shape, dtype), wanted, "none", upstream)
+
+
+@pytest.mark.parametrize("path", ["library", "epilogue"])
+def test_a_float16_input_gradient_is_the_librarys_or_the_tiled_kernels(path, monkeypatch):
+    from gdcore.backends import triton_library
+
+    calls, real = [], triton_library.backward_input
+    monkeypatch.setattr(triton_library, "backward_input", lambda *a, **o: calls.append(a) or real(*a, **o))
+    tensors = draw(40, 48, 32, torch.float16)
+    assert_parity(by(path, input_config=None), tensors)
+    assert not calls
+    assert_parity(by(path, input_config=Config(32, 32, 32, 4, 2)), tensors)
+    assert len(calls) == 1
+
+
+def test_the_epilogue_path_takes_tensors_that_its_descriptors_do_not():
+    for dtype in (torch.bfloat16, torch.float16):
+        tensors = draw(40, 48, 32, dtype)
+        tensors["target"] = tensors["target"].t().contiguous().t()
+        tensors["weight"] = tensors["weight"].t().contiguous().t()
+        assert_parity(by("epilogue"), tensors)
+
+
 def test_a_wide_prediction_is_made_in_parts(monkeypatch):
     tensors = draw(20, 20, 18, torch.bfloat16)
     whole, _ = run(by("library"), tensors)
@@ -71,11 +118,12 @@ def test_a_wide_prediction_is_made_in_parts(monkeypatch):
     torch.testing.assert_close(run(by("library"), tensors)[0], whole)
 
 
+@pytest.mark.parametrize("path", ["library", "epilogue"])
 @pytest.mark.parametrize("n", [10, 300], ids=["c enters in E", "c enters beside it"])
 @pytest.mark.parametrize("wanted", [("weight",), ("input",)], ids="-".join)
-def test_a_second_backward_pass_has_the_same_gradients(n, wanted):
+def test_a_second_backward_pass_has_the_same_gradients(n, wanted, path):
     tensors = {name: t.requires_grad_(name in wanted) for name, t in draw(n, 40, 17).items()}
-    loss = by("library")(*tensors.values())
+    loss = by(path)(*tensors.values())
     leaf = tensors[wanted[0]]
     first, second = (torch.autograd.grad(loss, leaf, torch.tensor(2.0, device=DEVICE), retain_graph=True) for _ in "12")
     assert torch.equal(first[0], second[0])
@@ -94,7 +142,7 @@ def test_the_input_gradient_of_a_skinny_shape_may_be_the_library_s():
 def test_what_is_not_a_number_stays_none(bad):
     tensors = draw(40, 33, 20)
     tensors["target"][3, 4] = bad
-    for path in ("library", "one_pass_tall"):
+    for path in ("library", "epilogue", "one_pass_tall"):
         loss, gradients = run(by(path), tensors)
         assert not torch.isfinite(loss)
         assert not torch.isfinite(gradients["input"][3]).any() and torch.isfinite(gradients["input"][:3]).all()

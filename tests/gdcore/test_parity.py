@@ -50,7 +50,7 @@ def test_only_the_wanted_gradients(wanted, reduction, backend):
     assert_parity(gdcore.linear_mse, draw(40, 6, 3), wanted, reduction, upstream)
 
 
-@pytest.mark.parametrize("path", ["tiled", "library"])
+@pytest.mark.parametrize("path", ["tiled", "epilogue", "library"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("wanted", [NAMES, ("weight",), ("bias",), ("input",), ()], ids="-".join)
 def test_the_paths_of_large_shapes(path, dtype, wanted, monkeypatch):

@@ -1,15 +1,17 @@
 """The plan: the path of every shape, and bytes and FLOPs against counts by hand. No GPU is needed."""
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gdcore
-from gdcore import devices
+from gdcore import cost, devices
 from gdcore.backends import NOTHING, Wanted
 from gdcore.devices import A100, B200, CPU, H200
-from gdcore.plan import plan_for
+from gdcore.plan import every_path, plan_for
 
 ONLY_WEIGHT = Wanted(False, True, False, False)
 EVERYTHING = Wanted(True, True, True, True)
@@ -29,8 +31,9 @@ def on_h200(n, k, m, **options):
         ((1000, 16, 3), "one_pass_vector"),
         ((1000, 17, 1), "one_pass_vector"),
         ((1000, 256, 4), "one_pass_vector"),
-        ((1000, 256, 5), "one_pass_dot"),
-        ((1000, 256, 16), "one_pass_dot"),
+        ((1000, 64, 5), "one_pass_dot"),
+        ((1000, 100, 16), "one_pass_dot"),
+        ((10**6, 64, 16), "library"),  # in float32, of so many rows
         ((1000, 513, 1), "library"),
     ],
     ids=str,
@@ -48,27 +51,92 @@ def test_products_limited_by_arithmetic_are_the_librarys():
 def test_what_the_librarys_product_would_round_stays_with_the_kernels():
     """Its operands would be a residual wider than they are, rounded; and it has no products of three in TF32."""
     shape, half = (8192, 4096, 4096), torch.bfloat16
-    assert on_h200(*shape, dtype=half, target_dtype=torch.float32).path == "tiled"
+    assert on_h200(*shape, dtype=half, target_dtype=torch.float32, may_be_stock=False).path == "tiled"
     assert on_h200(*shape, input_precision="tf32x3").path == "tiled"
     assert on_h200(*shape, target_dtype=half).path == "library"
+    for family in ("epilogue", "library"):
+        assert family in {other.path for other in on_h200(*shape, dtype=half).alternatives}
+        assert family not in {other.path for other in on_h200(*shape, input_precision="tf32x3").alternatives}
 
 
 def test_many_rows_of_up_to_512_take_one_pass_on_tensor_cores():
-    tall = on_h200(10**6, 256, 256, dtype=torch.bfloat16)
+    tall = on_h200(10**6, 128, 128, dtype=torch.bfloat16)
     assert tall.path == "one_pass_tall"
-    blocks = -(-256 // tall.config.block_m)
+    blocks = -(-128 // tall.config.block_m)
     assert tall.programs % blocks == 0 and tall.programs <= H200.sms * tall.resident
     stock = next(other for other in tall.alternatives if other.path == "stock")
     assert tall.predicted_seconds < stock.seconds / 2
     # Every part of the rows leaves K x M partial sums: few rows make few parts.
-    assert on_h200(2000, 256, 256, dtype=torch.bfloat16).programs < tall.programs
+    few = every_path(2000, 128, 128, dtype=torch.bfloat16, wanted=ONLY_WEIGHT, device=H200)
+    assert next(made for made in few if made.path == "one_pass_tall").programs < tall.programs
 
 
 def test_a_path_that_is_predicted_to_be_little_faster_than_the_library_is_not_taken():
-    plan = on_h200(8192, 8192, 8192, dtype=torch.bfloat16, wanted=Wanted(True, True))
+    """Little is a tenth, and less where the products' factors were measured."""
+    plan = on_h200(1000, 256, 16)
+    seconds = {other.path: other.seconds for other in plan.alternatives}
+    assert seconds["one_pass_dot"] < seconds["library"] < 1.1 * seconds["one_pass_dot"]
+    assert plan.path == "library"
+    plan = on_h200(8192, 4096, 4096, dtype=torch.bfloat16)
     seconds = {other.path: other.seconds for other in plan.alternatives}
     assert seconds["tiled"] < seconds["library"] < 1.1 * seconds["tiled"]
-    assert plan.path == "library"
+    assert plan.path == "tiled"
+    measured = [cost.trusted_to(device, torch.float16, "ieee") for device in (A100, H200, B200)]
+    assert measured == [1.10, 1.02, 1.10] and cost.trusted_to(H200, torch.float32, "tf32") == 1.10
+
+
+def test_the_epilogue_path_is_offered_where_its_product_is_on_descriptors():
+    def offered(n, k, m, device=H200, **options):
+        return "epilogue" in {other.path for other in plan_for(n, k, m, device=device, **options).alternatives}
+
+    half, shape = torch.bfloat16, (8192, 2048, 2048)
+    assert offered(*shape, dtype=half) and offered(*shape, input_precision="tf32") and offered(*shape, B200, dtype=half)
+    assert not offered(*shape) and not offered(*shape, dtype=torch.float64) and not offered(*shape, A100, dtype=half)
+    assert not offered(8192, 2047, 2048, dtype=half) and not offered(*shape, dtype=half, contiguous=False)
+    assert not offered(*shape, dtype=half, wanted=NOTHING) and not offered(
+        *shape, dtype=half, wanted=Wanted(target=True, weight=False)
+    )
+
+
+HALF, WIDE = 2, 4
+
+
+@pytest.mark.parametrize("n", [8192, 1024], ids=["c in W and dW", "c in E"])
+def test_bytes_of_the_epilogue_path_by_hand(n):
+    k, m, wanted = 2048, 2048, Wanted(True, True)
+    plan = next(
+        p for p in every_path(n, k, m, dtype=torch.bfloat16, wanted=wanted, device=H200) if p.path == "epilogue"
+    )
+    x, y, e, w = n * k * HALF, n * m * HALF, n * m * HALF, m * k * HALF
+    config = plan.forward_config
+    partials = -(-n // config.block_n) * -(-m // config.block_m) * WIDE
+    read = (x + w + y) + partials + WIDE  # the product; the sum; the loss in its type
+    written = (e + partials) + WIDE + HALF
+    if n > k:
+        wide = m * k * WIDE
+        read, written = read + w + (e + w) + (e + x) + wide, written + w + x + wide + w
+        assert plan.workspace_bytes == e + wide
+    else:
+        read, written = read + e + (e + w) + (e + x), written + e + x + w
+        assert plan.workspace_bytes == 2 * e
+    assert (plan.bytes_read, plan.bytes_written) == (read, written)
+    assert plan.flops == 3 * (2 * n * k * m) + 3 * n * m
+
+
+@pytest.mark.parametrize("path", ["library", "epilogue"])
+def test_memory_of_float16_gradients_by_hand(path):
+    """c enters behind both products: dX in float32, then dW, never together. X Wᵀ of the library is a float32 part."""
+    n, k, m, e = 8192, 1024, 512, 8192 * 512 * HALF
+    forward = {"library": n * m * WIDE, "epilogue": 0}[path]
+    for wanted, late in (
+        (Wanted(True, True), n * k * WIDE),
+        (Wanted(False, True), m * k * WIDE),
+        (Wanted(True, False), n * k * WIDE),
+    ):
+        plans = every_path(n, k, m, dtype=torch.float16, wanted=wanted, device=H200)
+        made = dataclasses.replace(next(p for p in plans if p.path == path), input_config=None)
+        asked = cost.Asked(torch.float16, wanted, "mean", True, False)
+        assert cost.workspace_of(made, asked) == e + max(forward, late)
 
 
 @pytest.mark.parametrize("input_precision", ["ieee", "tf32", "tf32x3"])
@@ -143,7 +211,7 @@ def test_rows_need_contiguous_tensors():
 
 def test_no_reduction_forms_the_squares_between_the_products():
     assert on_h200(10**6, 2, 1, reduction="none").path == "library"
-    assert on_h200(64, 600, 600, reduction="none").path == "tiled"
+    assert on_h200(64, 608, 608, dtype=torch.bfloat16, reduction="none").path == "tiled"
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -263,7 +331,7 @@ def test_no_shape_falls_between_two_paths(n, k, m, dtype, wanted, reduction, dev
     elif plan.path == "stock":
         assert dtype.itemsize == 2, "of others ours is never far behind"
     else:
-        assert plan.path in ("tiled", "library")
+        assert plan.path in ("tiled", "epilogue", "library")
         assert plan.store_residual == any(wanted)
         assert plan.split >= 1
     assert 0 < plan.predicted_seconds < float("inf")

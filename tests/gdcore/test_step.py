@@ -537,7 +537,9 @@ def on_path(t, update, buffers, **fields):
 SMALL, WHOLE = Config(16, 16, 16, 4, 2), Config(16, 32, 16, 4, 2)  # one_pass_dot has all of K in a tile
 PATHS = {
     "library": {"path": "library", "split": 1},
-    "epilogue": {"path": "tiled", "config": SMALL, "weight_config": SMALL, "split": 1},
+    "epilogue": {"path": "epilogue", "config": SMALL, "weight_config": SMALL, "split": 1},
+    "epilogue, parts": {"path": "epilogue", "config": SMALL, "weight_config": SMALL, "split": 3},
+    "tiled": {"path": "tiled", "config": SMALL, "weight_config": SMALL, "split": 1},
     "parts": {"path": "tiled", "config": SMALL, "weight_config": SMALL, "split": 3},
     "one launch": {"path": "one_pass_dot", "config": WHOLE, "programs": 3},
     "a single program": {"path": "one_pass_dot", "config": WHOLE, "programs": 1},
@@ -683,16 +685,59 @@ def test_the_library_path_in_half_precision(options, bias, target):
     torch.testing.assert_close(t["weight"], expected["weight"], rtol=2e-2, atol=2e-2)
 
 
-def test_the_library_path_folds_the_update_into_the_product(monkeypatch):
+@pytest.mark.parametrize("path", ["library", "epilogue"])
+def test_the_library_folds_the_update_into_its_product(path, monkeypatch):
     calls = []
     real = torch.Tensor.addmm_
     monkeypatch.setattr(torch.Tensor, "addmm_", lambda *a, **k: calls.append(k) or real(*a, **k))
     t = draw(40, 20, 5, bias=False)
-    on_path(t, Update(0.5, weight_decay=0.1), (None, None), **PATHS["library"])
+    on_path(t, Update(0.5, weight_decay=0.1), (None, None), **PATHS[path])
     assert calls == [{"beta": 1 - 0.5 * 0.1, "alpha": -0.5 * 2 / 200}]
     buffer = torch.zeros_like(t["weight"])
-    on_path(t, Update(0.5, 0.9, 0.25, maximize=True), (buffer, None), **PATHS["library"])
+    on_path(t, Update(0.5, 0.9, 0.25, maximize=True), (buffer, None), **PATHS[path])
     assert calls[1] == {"beta": 0.9, "alpha": -0.75 * 2 / 200}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "update", "by"),
+    [
+        (torch.bfloat16, Update(0.05), "library"),
+        (torch.float16, Update(0.05, weight_decay=0.1), "library"),
+        (torch.float32, Update(0.05, 0.9), "library"),
+        (torch.bfloat16, Update(0.05, 0.9), "tiled"),  # a half momentum would be rounded before it is used
+        (torch.float32, Update(0.05, 0.9, nesterov=True), "tiled"),
+        (torch.float32, Update(0.05, 0.9, 1.0), "tiled"),
+        (torch.bfloat16, Update(torch.tensor(0.05, device=DEVICE)), "tiled"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+def test_a_step_of_the_epilogue_path_ends_in_the_librarys_product_or_in_ours(dtype, update, by, bias, monkeypatch):
+    from gdcore.backends import triton_tiled
+
+    calls, real = [], triton_tiled.update
+    monkeypatch.setattr(triton_tiled, "update", lambda *a, **o: calls.append(a) or real(*a, **o))
+    t = draw(40, 48, 32, dtype, bias=bias)
+    exact = copied(t, torch.float64)
+    buffers = [torch.randn_like(t[name]) if name in t and update.momentum else None for name in ("weight", "bias")]
+    theirs = [None if b is None else b.double() for b in buffers]
+    operands = (exact["input"], exact["weight"], exact["target"], exact.get("bias"))
+    with torch.no_grad():
+        lr = update.lr.double() if isinstance(update.lr, torch.Tensor) else update.lr
+        loss = reference.step(*operands, update._replace(lr=lr), *theirs)
+    descriptors = {"forward_config": Config(32, 32, 32, 4, 2)} if dtype.itemsize == 2 else {}
+    found = on_path(t, update, buffers, **PATHS["epilogue"], **descriptors)
+    assert bool(calls) == (by == "tiled")
+    tolerance = 1e-5 if dtype is torch.float32 else 2e-2
+    torch.testing.assert_close(found.double(), loss, rtol=tolerance, atol=0)
+    written = [("weight", t["weight"], exact["weight"]), ("weight's momentum", buffers[0], theirs[0])]
+    if bias:
+        written += [("bias", t["bias"], exact["bias"]), ("bias's momentum", buffers[1], theirs[1])]
+    for name, ours, expected in written:
+        if ours is not None:
+            torch.testing.assert_close(
+                ours.double(), expected, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
+            )
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -785,8 +830,10 @@ def test_the_plan_says_where_the_update_is_made(monkeypatch):
     assert "one launch" in told(10**6, 2, 1)
     assert "one launch" in told(20_000, 64, 1)
     assert "two launches" in told(10**6, 256, 4)
-    assert "epilogue" in told(100, 300, 8192, dtype=torch.bfloat16)
-    assert "parts" in told(10**6, 300, 20)
+    half, wide = torch.bfloat16, torch.float32
+    assert "epilogue" in told(8192, 4096, 4096, dtype=half, target_dtype=wide)
+    assert "parts" in told(8192, 512, 512, dtype=half, target_dtype=wide)
+    assert "library's product, W - lr c EᵀX, or by the tiled kernels" in told(8192, 2048, 2048, dtype=half)
     assert "library" in told(8192, 4096, 4096)
     assert "complete" in told(100, 2, 1, device=devices.CPU)
     made = plan.plan_for(10**6, 64, 1, device=devices.H200)
