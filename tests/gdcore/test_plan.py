@@ -172,7 +172,7 @@ def test_every_gpu_has_a_table(capability, architecture, monkeypatch):
         ((1000, 10, 1), {"small_to_stock": False}, "one_pass_rows"),
         ((1000, 10, 1), {"target_dtype": torch.float64}, "one_pass_rows"),
         ((100_000, 10, 1), {}, "one_pass_rows"),
-        ((600, 600, 600), {}, "tiled"),  # few numbers, many products
+        ((600, 600, 600), {}, "library"),  # few numbers, many products
     ],
     ids=str,
 )
