@@ -80,10 +80,13 @@ def key_of(
     input_precision: str = "ieee",
     residual: bool = False,  # E is stored by a one-pass kernel: another kernel to the compiler
 ) -> Key:
-    """One-pass kernels: any N, K rounded up to its block except in one_pass_rows, M as it is. Products: all three rounded up."""
+    """One-pass kernels: any N, K rounded up to its block, M as it is. Products: all three rounded up.
+
+    K stays as it is in one_pass_rows, and in one_pass_vector where rows are unaligned: their tiles are for one K.
+    """
     if family in PRODUCTS:
         return Key(family, dtype, _power_of_two(n), _power_of_two(k), _power_of_two(m), input_precision, False)
-    if family != "one_pass_rows":
+    if family != "one_pass_rows" and not (family == "one_pass_vector" and configs.vector_unaligned(k, dtype)):
         k = max(_power_of_two(k), 16 if family in WHOLE_K else 1)
     return Key(family, dtype, 0, k, m, input_precision, residual)
 

@@ -45,6 +45,7 @@ class Variant:
     vector_loads: bool = False  # 128-bit global loads (or TMA) must appear
     descriptors: bool = False  # tiles must come by TMA, and Hopper's matrix instructions must overlap
     divisible_by_16: tuple[str, ...] = field(default=())  # arguments that the launch sees as multiples of 16
+    most_registers: int | None = None  # that the launch allows a thread
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,7 @@ def compile_kernel(variant: Variant, arch: int) -> Any:
         "num_warps": variant.config.num_warps,
         "num_stages": variant.config.num_stages,
         "enable_fp_fusion": True,
+        "maxnreg": variant.most_registers,
     }
     target = GPUTarget("hip", "gfx942", 64) if arch == 942 else GPUTarget("cuda", arch, 32)
     return triton.compile(source, target=target, options=options)

@@ -20,7 +20,8 @@ def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
 
 # ONE_PASS: loss and gradients from one read of X and Y.
 # one_pass_rows, whose tiles are calculated, aims at 40 kB or more of loads in flight on a multiprocessor, with no spills;
-# at its largest M accumulators fill the registers, and it is less, 24 kB at least.
+# at its largest M accumulators fill the registers, and it is less, 24 kB at least. So does one_pass_vector on rows that do
+# not begin at multiples of 16 bytes in half types.
 
 VECTOR_BYTES = 16  # the widest load
 WARP_BYTES = 512  # of a warp's lanes together
@@ -29,6 +30,14 @@ ROWS_MIN_BYTES = 64  # of X for each lane from K = 8 on, where accumulators leav
 ROWS_BYTES_IN_FLIGHT = 128  # that a thread of one_pass_rows requests before it uses any of them
 ROWS_ACCUMULATORS = 32  # that a thread of one_pass_rows keeps
 ROWS_WARPS = 8
+UNALIGNED_FROM = 17  # features, from which one_pass_vector has tiles for rows at any address
+UNALIGNED_LANES = 8  # of a warp, at least, that share such a row
+UNALIGNED_WARPS = 4
+# of a thread, by the size of a number: so that 3, 4 and 2 programs fit, with no spills
+UNALIGNED_REGISTERS = {2: 168, 4: 128, 8: 255}
+UNALIGNED_NUMBERS = {2: 104, 4: 92, 8: 104}  # of W, dW and X that there is room for
+UNALIGNED_PARTS = 4  # at most, of a tile
+UNALIGNED_BYTES_IN_FLIGHT = 128  # that it requests before it uses any of them
 TALL_LIMIT = 512  # of K and of M
 TALL_LONG = 256  # beyond it dW fills the registers with 32 outputs, and each further block reads all of X again
 TALL_LONG_OUTPUTS = 32
@@ -106,6 +115,58 @@ def vector_tile(row: Config, k: int, dtype: torch.dtype) -> Config:
     return replace(row, block_n=row.block_n // block_k, block_k=columns)
 
 
+def vector_width(k: int, dtype: torch.dtype) -> int:
+    """Numbers that one load takes where rows of K lie one after another."""
+    return math.gcd(k, VECTOR_BYTES // dtype.itemsize)
+
+
+def vector_unaligned(k: int, dtype: torch.dtype) -> bool:
+    """Whether one_pass_vector reads K features by narrow loads, in tiles of several parts."""
+    return k >= UNALIGNED_FROM and k * dtype.itemsize % VECTOR_BYTES != 0
+
+
+def unaligned_tile(k: int, m: int, dtype: torch.dtype) -> Config:
+    """The tile of one_pass_vector for rows that do not begin at multiples of 16 bytes.
+
+    As few lanes as registers allow share a row: shuffles and padding grow with them. Then as many parts as there is room for.
+    """
+    size, vector = dtype.itemsize, vector_width(k, dtype)
+
+    def kept(lanes: int, parts: int) -> int:
+        """Numbers of W and dW, and of X as it is loaded."""
+        loads = -(-k // (lanes * vector))
+        return 2 * m * loads * vector + parts * loads * max(vector * min(size, 4) // 4, 1)
+
+    lanes, parts = UNALIGNED_LANES, 1
+    while lanes < 32 and kept(lanes, parts) > UNALIGNED_NUMBERS[size]:
+        lanes *= 2
+    wanted = UNALIGNED_BYTES_IN_FLIGHT * max(size // 4, 1)  # of float64 fewer programs fit
+    bytes_of_part = -(-k // (lanes * vector)) * vector * size
+    while (
+        2 * parts <= UNALIGNED_PARTS
+        and 2 * parts * bytes_of_part <= wanted
+        and kept(lanes, 2 * parts) <= UNALIGNED_NUMBERS[size]
+    ):
+        parts *= 2
+    return Config(32 * UNALIGNED_WARPS // lanes * parts, lanes * vector, num_warps=UNALIGNED_WARPS)
+
+
+def vector_part(config: Config, k: int, dtype: torch.dtype) -> int:
+    """Rows that one_pass_vector computes at once: its tile, or of unaligned rows one for each group of lanes."""
+    if not vector_unaligned(k, dtype):
+        return config.block_n
+    return min(config.block_n, max(32 * config.num_warps * vector_width(k, dtype) // config.block_k, 1))
+
+
+def vector_registers(config: Config, k: int, dtype: torch.dtype) -> int | None:
+    """The most registers of a thread of one_pass_vector; None where the assembler chooses.
+
+    With parts it would choose few, and so move each load to where it is used. Told a number, it fills it.
+    """
+    parts = vector_part(config, k, dtype) < config.block_n
+    return UNALIGNED_REGISTERS[dtype.itemsize] if parts else None
+
+
 def one_pass_config(
     family: str,
     arch: int,
@@ -139,6 +200,8 @@ def one_pass_config(
         each = 4 if min(by_bytes, by_registers) >= 4 else max(min(by_bytes, by_registers, 2), 1)
         return Config(block_n=each * 32 * ROWS_WARPS, num_warps=ROWS_WARPS)
     nearest = nearest_architecture(arch)
+    if family == "vector" and vector_unaligned(k, dtype):
+        return unaligned_tile(k, m, dtype)
     if family == "vector":
         return vector_tile(table.lookup("one_pass_vector", width_kind(dtype), nearest, power_of_2(m)), k, dtype)
     if family == "dot":

@@ -151,6 +151,7 @@ def one_pass_vector_step_kernel(
     UNIT_XN: tl.constexpr,
     UNIT_XK: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK_K: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     WANT_GRADS: tl.constexpr,
@@ -162,7 +163,7 @@ def one_pass_vector_step_kernel(
     one_pass_vector_kernel(
         input_ptr, weight_ptr, target_ptr, bias_ptr, residual_ptr, sums_ptr, n_rows, stride_xn, stride_xk, stride_wm,
         stride_wk, stride_yn, stride_ym, stride_b, stride_en, stride_em, loss_scale, grad_scale, K, M, UNIT_XN, UNIT_XK,
-        BLOCK_N, BLOCK_K, HAS_BIAS, WANT_GRADS, STORE_RESIDUAL, NUM_STAGES,
+        BLOCK_N, ROWS, BLOCK_K, HAS_BIAS, WANT_GRADS, STORE_RESIDUAL, NUM_STAGES,
     )  # fmt: skip
     finish(
         sums_ptr, counter_ptr, loss_ptr, weight_ptr, bias_ptr if HAS_BIAS else None, momentum_ptr, bias_momentum_ptr,

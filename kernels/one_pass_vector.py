@@ -10,6 +10,12 @@ next power of two of a smaller K. It stays in registers for both products: e = Î
 uses the same registers. A row lies in one warp, so the sum over k is a few shuffles, no exchange between warps. dW is
 accumulated elementwise, a tile for each output, and summed over rows once at the end. The grid is persistent; a program
 takes tiles p, p + programs, ... Whole tiles are read without a mask over rows, the last, partial one with it.
+
+Rows that do not begin at multiples of 16 bytes can only be read by narrow loads, 4 bytes for K = 37 in float32. Then a warp
+asks for four rows at a time, 8 lanes each, and BLOCK_K is what those load at once: a row costs a quarter of the shuffles,
+and few lanes are padding. (One row a warp, in the tiles above, would even be shared by two warps.) A tile is several parts
+of ROWS rows, one for each group of lanes, all of them loaded ahead and added to the same sums: bytes in flight without
+copies to shared memory, which of 4 bytes are slow and of 2 there are none.
 """
 
 import math
@@ -20,7 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configs import Config, accumulator_dtype
+from .configs import Config, accumulator_dtype, vector_part, vector_registers
 from .reduce import add_rows
 
 
@@ -109,6 +115,7 @@ def one_pass_vector_kernel(
     UNIT_XN: tl.constexpr,
     UNIT_XK: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    ROWS: tl.constexpr,  # of a part
     BLOCK_K: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     WANT_GRADS: tl.constexpr,
@@ -118,7 +125,7 @@ def one_pass_vector_kernel(
     dtype: tl.constexpr = sums_ptr.dtype.element_ty
     LENGTH: tl.constexpr = 1 + M + M * K if WANT_GRADS else 1
     BLOCKS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
-    rows = tl.arange(0, BLOCK_N)
+    rows = tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK_K)
     # Strides are 64 bits, inside a tile too: X may be a transpose, with N elements from one k to the next.
     step_wm = tl.cast(stride_wm, tl.int64)
@@ -127,7 +134,7 @@ def one_pass_vector_kernel(
     step_em = tl.cast(stride_em, tl.int64)
     weight = ()
     bias = ()
-    sums = (tl.zeros((BLOCK_N,), dtype=dtype),)
+    sums = (tl.zeros((ROWS,), dtype=dtype),)
     for m in tl.static_range(M):
         for c in tl.static_range(BLOCKS):
             k = c * BLOCK_K + columns
@@ -137,10 +144,10 @@ def one_pass_vector_kernel(
         else:
             bias += (0.0,)
         if WANT_GRADS:
-            sums += (tl.zeros((BLOCK_N,), dtype=dtype),)
+            sums += (tl.zeros((ROWS,), dtype=dtype),)
     if WANT_GRADS:
         for _ in tl.static_range(M * BLOCKS):
-            sums += (tl.zeros((BLOCK_N, BLOCK_K), dtype=dtype),)
+            sums += (tl.zeros((ROWS, BLOCK_K), dtype=dtype),)
 
     step_xn = tl.cast(stride_xn, tl.int64) * UNIT_XN
     step_xk = tl.cast(stride_xk, tl.int64) * UNIT_XK
@@ -150,19 +157,25 @@ def one_pass_vector_kernel(
 
     n_tiles = n_rows // BLOCK_N
     for tile in tl.range(tl.program_id(0), n_tiles, tl.num_programs(0), num_stages=NUM_STAGES):
-        first = tl.cast(tile, tl.int64) * BLOCK_N
-        sums = add_tile(
-            sums, weight, bias,
-            input_ptr + first * step_xn + offsets_x,
-            target_ptr + first * stride_yn + offsets_y,
-            residual_ptr + first * stride_en + offsets_e,
-            columns, step_xk, step_ym, step_em, rows, K, M, BLOCK_K, BLOCKS, False, WANT_GRADS, STORE_RESIDUAL,
-        )  # fmt: skip
+        for r in tl.static_range(0, BLOCK_N, ROWS):
+            first = tl.cast(tile, tl.int64) * BLOCK_N + r
+            sums = add_tile(
+                sums, weight, bias,
+                input_ptr + first * step_xn + offsets_x,
+                target_ptr + first * stride_yn + offsets_y,
+                residual_ptr + first * stride_en + offsets_e,
+                columns, step_xk, step_ym, step_em, rows, K, M, BLOCK_K, BLOCKS, False, WANT_GRADS, STORE_RESIDUAL,
+            )  # fmt: skip
 
-    # The partial tile goes to the program whose turn it is.
+    # The partial tile goes to the program whose turn it is, part by part.
     mine = (tl.program_id(0) == n_tiles % tl.num_programs(0)) & (n_tiles * BLOCK_N < n_rows)
-    for _ in range(mine.to(tl.int32)):
+    rounds = mine.to(tl.int32)
+    if BLOCK_N > ROWS:
+        rounds *= tl.cdiv(n_rows - n_tiles * BLOCK_N, ROWS).to(tl.int32)
+    for i in range(rounds):
         first = tl.cast(n_tiles, tl.int64) * BLOCK_N
+        if BLOCK_N > ROWS:
+            first += i * ROWS
         sums = add_tile(
             sums, weight, bias,
             input_ptr + first * step_xn + offsets_x,
@@ -237,6 +250,7 @@ def vector_arguments(
         "UNIT_XN": unit_xn,
         "UNIT_XK": unit_xk,
         "BLOCK_N": config.block_n,
+        "ROWS": vector_part(config, k, input.dtype),
         "BLOCK_K": config.block_k,
         "HAS_BIAS": bias is not None,
         "WANT_GRADS": want_grads,
@@ -244,6 +258,7 @@ def vector_arguments(
         "NUM_STAGES": config.num_stages,
         "num_warps": config.num_warps,
         "num_stages": config.num_stages,
+        "maxnreg": vector_registers(config, k, input.dtype),
         "enable_fp_fusion": True,
     }
 

@@ -8,7 +8,7 @@ import re
 
 import torch
 
-from .configs import REDUCED, TALL_NARROW, product_kind, tall_block_k
+from .configs import REDUCED, TALL_NARROW, product_kind, tall_block_k, vector_unaligned
 
 
 @functools.cache
@@ -58,6 +58,8 @@ def nearest(
             ):  # its tiles change with the precision, with K padded, and with M where it is small
                 blocks = abs(math.log2(tall_block_k(variant_k) / tall_block_k(k)))
                 order = (precision != input_precision, blocks, (variant_m <= TALL_NARROW) != (m <= TALL_NARROW), *order)
+            if path == "one_pass_vector":
+                order = (vector_unaligned(variant_k, dtype) != vector_unaligned(k, dtype), *order)
             near[name] = order
     if not near:
         return None

@@ -9,7 +9,7 @@ import math
 import torch
 
 from .compiled import Variant
-from .configs import Config, accumulator_dtype, one_pass_config, rows_group
+from .configs import Config, accumulator_dtype, one_pass_config, rows_group, vector_part, vector_registers
 from .one_pass_dot import one_pass_dot_kernel
 from .one_pass_rows import SUMS_AT_ONCE, one_pass_rows_kernel, vector_for
 from .one_pass_vector import one_pass_vector_kernel
@@ -48,9 +48,20 @@ VECTOR = (
     (torch.float32, 256, 1, False),
     (torch.float32, 256, 4, True),
     (torch.float32, 100, 2, True),
-    (torch.float16, 100, 2, False),
+    (torch.float16, 96, 2, False),
     (torch.bfloat16, 64, 1, False),
     (torch.bfloat16, 256, 4, True),
+    # Rows that do not begin at multiples of 16 bytes.
+    (torch.float64, 37, 3, False),
+    (torch.float64, 255, 4, True),
+    (torch.float32, 37, 3, False),
+    (torch.float32, 63, 1, True),
+    (torch.float32, 255, 1, False),
+    (torch.float32, 255, 4, True),
+    (torch.float16, 100, 2, False),
+    (torch.bfloat16, 65, 3, True),
+    (torch.bfloat16, 101, 2, False),
+    (torch.bfloat16, 255, 4, False),
 )
 # (dtype, K, residual stored, input precision), all with M = 16
 DOT = (
@@ -134,7 +145,7 @@ def tile_variant(
     else:
         integers += ["stride_yn", "stride_en"]
     if family == "vector":
-        constants["NUM_STAGES"] = config.num_stages
+        constants |= {"NUM_STAGES": config.num_stages, "ROWS": vector_part(config, k, dtype)}
     else:
         constants |= {"BLOCK_M": config.block_m, "INPUT_PRECISION": precision}
     return Variant(
@@ -150,6 +161,7 @@ def tile_variant(
         config=config,
         tensor_cores=family == "dot" and (dtype.itemsize == 2 or precision == "tf32"),
         vector_loads=k * dtype.itemsize % 16 == 0,
+        most_registers=vector_registers(config, k, dtype) if family == "vector" else None,
         divisible_by_16=tuple(pointers(dtype)),
     )
 

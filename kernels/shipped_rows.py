@@ -3,7 +3,7 @@
 import torch
 
 from .compiled import Variant
-from .configs import Config, epilogue_config, power_of_2, tall_row, vector_tile, width_kind
+from .configs import Config, epilogue_config, power_of_2, tall_row, vector_tile, vector_unaligned, width_kind
 from .table import KINDS, Key, lookup
 
 DTYPES = {"*fp64": torch.float64, "*fp32": torch.float32, "*fp16": torch.float16, "*bf16": torch.bfloat16}
@@ -12,7 +12,7 @@ IN_EPILOGUE = "backward_weight_step"  # the product of the weight's gradient, it
 
 
 def row_of(variant: Variant, arch: int) -> tuple[Key, Config] | None:
-    """The row's key, and what the launch makes of the row; None for the families that have no row in the table."""
+    """The row's key, and what the launch makes of the row; None for what has no row in the table."""
     kernel = variant.kernel.fn.__name__.removesuffix("_kernel")
     family = STEPPING.get(kernel, "backward_weight" if kernel == IN_EPILOGUE else kernel)
     if family not in {known for known, _ in KINDS}:
@@ -37,5 +37,7 @@ def row_of(variant: Variant, arch: int) -> tuple[Key, Config] | None:
     if family == "one_pass_dot":
         key = Key(family, width_kind(dtype), arch, constants["BLOCK_K"])
         return key, lookup(*key)
+    if vector_unaligned(k, dtype):
+        return None
     key = Key(family, width_kind(dtype), arch, power_of_2(m))
     return key, vector_tile(lookup(*key), k, dtype)

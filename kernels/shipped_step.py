@@ -130,6 +130,7 @@ def step_variants(arch: int) -> list[Variant]:
         tile_variant("vector", arch, torch.float32, 64, 1, False),
         tile_variant("vector", arch, torch.float32, 256, 4, False),
         tile_variant("vector", arch, torch.bfloat16, 64, 1, False),
+        tile_variant("vector", arch, torch.float32, 37, 3, False),
         tile_variant("dot", arch, torch.bfloat16, 256, 16, False),
         tile_variant("dot", arch, torch.float32, 256, 16, False, "tf32"),
     ]

@@ -14,7 +14,7 @@ import triton.language as tl
 
 from gdcore.devices import Device
 from gdcore.kernels.compiled import CHIPS, Chip, Variant, compile_variant, occupancy
-from gdcore.kernels.configs import MULTIPROCESSORS, Config, default_split, rows_per_tile
+from gdcore.kernels.configs import MULTIPROCESSORS, Config, default_split, rows_per_tile, vector_part, vector_registers
 from gdcore.kernels.one_pass_tall import workspace_columns
 from gdcore.kernels.shipped import rows_variant, tile_variant
 from gdcore.kernels.shipped_products import EVEN, FLAGS, product_variants
@@ -58,7 +58,11 @@ def variant(job: Job, config: Config, arch: int) -> Variant:
     else:
         like = tile_variant(family, arch, job.dtype, job.k, job.m, residual, job.input_precision)
         blocks = {"BLOCK_N": config.block_n, "BLOCK_K": config.block_k}
-        blocks |= {"NUM_STAGES": config.num_stages} if family == "vector" else {"BLOCK_M": config.block_m}
+        if family == "vector":
+            blocks |= {"NUM_STAGES": config.num_stages, "ROWS": vector_part(config, job.k, job.dtype)}
+            like = dataclasses.replace(like, most_registers=vector_registers(config, job.k, job.dtype))
+        else:
+            blocks["BLOCK_M"] = config.block_m
     return dataclasses.replace(like, name=str(job), config=config, constants={**like.constants, **blocks})
 
 

@@ -21,9 +21,10 @@ size            what else the tile depends on: for one_pass_dot and one_pass_tal
 blocks          BLOCK_N rows, BLOCK_K features, BLOCK_M outputs; 0 where the family has no such block.
 warps, stages   of a program, and of its pipeline of loads.
 
-Two families are not here, since their tiles come from formulas: one_pass_rows, specialised to each K and M
-(configs.rows_group and one_pass_config), and the kernels of whole runs, which hold all data (run_configs.py). What else
-passes over numbers once (loss, residual, ordered sums) takes the same tile everywhere (configs.py).
+Not here are the tiles that come from formulas: of one_pass_rows, specialised to each K and M (configs.rows_group and
+one_pass_config), of one_pass_vector on unaligned rows (configs.unaligned_tile), and of the kernels of whole runs, which hold
+all data (run_configs.py). What else passes over numbers once (loss, residual, ordered sums) takes the same tile everywhere
+(configs.py).
 """
 
 from dataclasses import dataclass

@@ -87,12 +87,14 @@ def test_descriptors_are_fetched_by_the_copy_engine(compiled, name):
 @pytest.mark.parametrize("name", ONE_PASS)
 def test_one_pass_keeps_enough_loads_in_flight(compiled, name):
     """Bandwidth times latency of an H100 or H200 is 20 to 30 kB for each multiprocessor."""
+    # Numbers of 2 bytes that are loaded one by one take a register each.
     arch, variant = ONE_PASS[name]
     dtype = next(dtype for dtype, short in SHORT.items() if "*" + short == variant.arguments["input_ptr"])
     k, m = variant.constants["K"], variant.constants["M"]
     family = variant.name.split()[0].removeprefix("one_pass_")
+    least = 24_000 if variant.most_registers and dtype.itemsize == 2 else 32_000
     rows = rows_per_tile(family, variant.config, k, dtype) * max(variant.config.num_stages - 1, 1)
-    assert figures_of(compiled, arch, variant)["programs_per_sm"] * rows * (k + m) * dtype.itemsize >= 32_000
+    assert figures_of(compiled, arch, variant)["programs_per_sm"] * rows * (k + m) * dtype.itemsize >= least
 
 
 SGD = {

@@ -1,6 +1,7 @@
 """The one-pass kernels: loss, bias gradient, weight gradient and residual from one read of X and Y."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gdcore.backends.reference import relative_error
-from gdcore.kernels.configs import Config, accumulator_dtype, one_pass_config, rows_group, rows_per_tile
+from gdcore.kernels.configs import (
+    Config,
+    accumulator_dtype,
+    one_pass_config,
+    rows_group,
+    rows_per_tile,
+    vector_part,
+    vector_registers,
+    vector_unaligned,
+    vector_width,
+)
 from gdcore.kernels.one_pass_dot import one_pass_dot
 from gdcore.kernels.one_pass_rows import one_pass_rows
 from gdcore.kernels.one_pass_vector import one_pass_vector
@@ -213,6 +224,46 @@ def test_the_shipped_configuration(case, dtype):
     check(family, *operands(2 * rows + 7, k, m, dtype), config=config, programs=2)
 
 
+# K odd: 8, 16 and 32 lanes a row, one block and several, padded by one number and by almost a block.
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n", ["below a tile", "tiles and part of one"])
+@pytest.mark.parametrize(("k", "m"), [(17, 4), (23, 2), (37, 3), (63, 1), (65, 4), (129, 2), (255, 1), (255, 4)])
+def test_rows_that_do_not_begin_at_multiples_of_16_bytes(k, m, n, dtype):
+    config = one_pass_config("vector", 90, dtype, k, m)
+    part = vector_part(config, k, dtype)
+    assert part < config.block_n or config.block_n * k * dtype.itemsize >= 4096
+    rows = part - 1 if n == "below a tile" else 2 * config.block_n + part + 1
+    check("vector", *operands(max(rows, 1), k, m, dtype), config=config, programs=2)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_parts_of_a_tile_take_any_strides(layout):
+    x, w, y = (laid_out(t, layout) for t in operands(75, 37, 3, torch.float32)[:3])
+    config = one_pass_config("vector", 90, torch.float32, 37, 3)
+    check("vector", x, w, y, None, config=replace(config, block_n=32))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # NumPy, where it interprets
+@pytest.mark.parametrize("row", [0, 40, 74], ids="row {}".format)
+def test_nan_in_one_part_of_a_tile_is_seen_and_spoils_no_other_row(row):
+    x, w, y, b = operands(75, 37, 3, torch.float32)
+    x[row, 36] = torch.nan
+    config = replace(one_pass_config("vector", 90, torch.float32, 37, 3), block_n=32)
+    residual = torch.empty_like(y)
+    sums = launch("vector", x, w, y, b, config=config, residual=residual)
+    exact = formulas(x, w, y, b, torch.float64)
+    for ours, theirs in zip((*parts(sums, 3, 37), residual), exact, strict=True):
+        assert torch.equal(torch.isnan(ours), torch.isnan(theirs))
+
+
+def test_registers_are_bounded_only_where_a_tile_has_parts():
+    for dtype, k, m in itertools.product(DTYPES, (17, 36, 64, 255, 256), (1, 4)):
+        config = one_pass_config("vector", 90, dtype, k, m)
+        bound = vector_registers(config, k, dtype)
+        assert bound in (None, 168, 128, 255)
+        assert (bound is None) == (vector_part(config, k, dtype) == config.block_n)
+
+
 @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 @pytest.mark.parametrize("family", KERNELS)
@@ -248,7 +299,15 @@ def test_every_supported_shape_has_a_configuration(arch):
             if family == "rows":
                 assert config.block_n >= 32 * config.num_warps
             elif family == "vector":
-                assert config.block_k >= min(k, 512 // dtype.itemsize)
+                rows = vector_part(config, k, dtype)
+                assert config.block_n % rows == 0
+                if vector_unaligned(k, dtype):  # one row for each group of lanes, in parts
+                    assert rows * config.block_k == 32 * config.num_warps * vector_width(k, dtype)
+                    assert config.block_k <= 32 * vector_width(k, dtype)  # a row lies in one warp
+                    assert config.num_stages == 1
+                else:
+                    assert config.block_k >= min(k, 512 // dtype.itemsize)
+                    assert rows == config.block_n
             else:
                 assert config.block_k >= max(k, 16)
 

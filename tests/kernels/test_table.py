@@ -15,6 +15,7 @@ from gdcore.kernels.table import ARCHITECTURES, KINDS, REGIMES, TABLE, Key, look
 WITHOUT_ROWS = {
     "one_pass_rows", "one_pass_rows_step", "run_resident", "run_batches", "run_grid",
     "squares", "add_rows", "add_rows_step", "add_parts_step",
+    "one_pass_vector", "one_pass_vector_step",  # of unaligned rows
 }  # fmt: skip
 # Rows that no variant is compiled for, to save the time: another row of the same operands is compiled on as many warps,
 # with a tile that is as large or larger in each of the three products of its blocks that registers hold.
