@@ -17,6 +17,10 @@ from .common import dot
 from .configs import Config
 from .tiles import descriptor, grouped_tile
 
+SUM_STAGES = tl.constexpr(
+    3
+)  # of the loop that also sums E: with four, a third tile in each does not fit in shared memory
+
 
 @triton.jit
 def weight_product(
@@ -36,11 +40,13 @@ def weight_product(
     """Product over rows first .. last, and (STEP, ROWS) sums, their columns still to be added up."""
     product = tl.zeros((ROWS, COLUMNS), ACCUMULATOR)
     sums = tl.zeros((STEP, ROWS), ACCUMULATOR)
-    for start_n in range(first, last, STEP):
+    STAGES: tl.constexpr = SUM_STAGES if WANT_SUMS else None
+    for start_n in tl.range(first, last, STEP, num_stages=STAGES):
         residual = residual_desc.load([start_n, start_m])
         inputs = input_desc.load([start_n, start_k])
         if WANT_SUMS:
-            sums += residual.to(ACCUMULATOR)
+            # E once more: buffers.py says why. The index of a grid's third axis is 0, but the compiler does not know.
+            sums += residual_desc.load([start_n + tl.program_id(2), start_m]).to(ACCUMULATOR)
         product = dot(residual.to(inputs.dtype).T, inputs, product, INPUT_PRECISION)
     return product, sums
 

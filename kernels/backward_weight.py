@@ -47,6 +47,12 @@ def product_over_rows(
     step = tl.full((), BLOCK_N, tl.int64)
     product = tl.zeros((BLOCK_M, BLOCK_K), ACCUMULATOR)
     sums = tl.zeros((BLOCK_N, BLOCK_M), ACCUMULATOR)
+    # Whether matrix instructions may read E where its copy puts it; what else they multiply has been in registers.
+    MULTIPLIED_AS_LOADED: tl.constexpr = (
+        residual_ptrs.dtype.element_ty == input_ptrs.dtype.element_ty
+        and not MATRIX_GRAD_OUTPUT
+        and (input_ptrs.dtype.element_ty.primitive_bitwidth == 16 or INPUT_PRECISION != "ieee")
+    )
     for start_n in range(first, last, BLOCK_N):
         if EVEN_N:
             residual = tl.load(residual_ptrs)
@@ -54,6 +60,14 @@ def product_over_rows(
         else:
             residual = tl.load(residual_ptrs, mask=offsets_n < last - start_n, other=0.0)
             inputs = tl.load(input_ptrs, mask=offsets_n < last - start_n, other=0.0)
+        summed = residual
+        if WANT_SUMS and MULTIPLIED_AS_LOADED:
+            # E once more, for the sums: buffers.py says why. Another eviction policy keeps the two loads from being made one.
+            if EVEN_N:
+                summed = tl.load(residual_ptrs, eviction_policy="evict_last")
+            else:
+                mask = offsets_n < last - start_n
+                summed = tl.load(residual_ptrs, mask=mask, other=0.0, eviction_policy="evict_last")
         if MATRIX_GRAD_OUTPUT:
             if EVEN_N:
                 grad_output = tl.load(grad_ptrs)
@@ -61,8 +75,9 @@ def product_over_rows(
                 grad_output = tl.load(grad_ptrs, mask=offsets_n < last - start_n, other=0.0)
             residual = residual.to(ACCUMULATOR) * grad_output.to(ACCUMULATOR)
             grad_ptrs += step * stride_grad_n
+            summed = residual
         if WANT_SUMS:
-            sums += residual.to(ACCUMULATOR)
+            sums += summed.to(ACCUMULATOR)
         product = dot(tl.trans(residual.to(inputs.dtype)), inputs, product, INPUT_PRECISION)
         residual_ptrs += step * stride_residual_n
         input_ptrs += step * stride_input_n

@@ -25,6 +25,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from .buffers import read_twice
 from .configs import Config
 
 ARCHITECTURES = (80, 90, 100)
@@ -78,6 +79,7 @@ class Resources:
     occupancy: float  # resident warps / the most that fit
     limited_by: str
     instructions: dict[str, int]
+    read_twice: list[str]  # buffers in which a matrix instruction may race with a copy: see buffers.py
 
 
 # SASS opcodes worth counting: matrix products, wide, narrow and asynchronous global accesses, spills, exchanges.
@@ -171,7 +173,9 @@ def compile_variant(variant: Variant, arch: int) -> Resources:
     registers, stack, _, local = map(int, usage.groups())
     shared = compiled.metadata.shared
     programs, share, limited_by = occupancy(CHIPS[arch], registers, shared, compiled.metadata.num_warps)
-    return Resources(registers, stack + local, shared, programs, share, limited_by, count_instructions(sass))
+    instructions = count_instructions(sass)
+    shared_operands = read_twice(compiled.asm["ttgir"])
+    return Resources(registers, stack + local, shared, programs, share, limited_by, instructions, shared_operands)
 
 
 def resources_or_error(arch: int, index: int) -> tuple[str, int, dict[str, Any]]:

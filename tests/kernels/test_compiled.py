@@ -66,6 +66,14 @@ def test_multiplies_on_tensor_cores(compiled, name):
     assert MATRIX[arch] & figures_of(compiled, arch, variant)["instructions"].keys()
 
 
+@pytest.mark.parametrize(
+    "name", [name for name, (arch, variant) in SHIPPED.items() if arch == 90 and variant.tensor_cores]
+)
+def test_no_operand_of_an_asynchronous_product_is_read_into_registers(compiled, name):
+    arch, variant = SHIPPED[name]
+    assert not figures_of(compiled, arch, variant)["read_twice"]
+
+
 @pytest.mark.parametrize("name", [name for name, (_, variant) in SHIPPED.items() if variant.vector_loads])
 def test_loads_16_bytes_at_a_time(compiled, name):
     arch, variant = SHIPPED[name]
