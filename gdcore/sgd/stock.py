@@ -15,7 +15,7 @@ class Stepper:
     """Parameters that stock steps, on any device."""
 
     def __init__(self, owner: Any, device: torch.device, members: list[Member], inherited: "Stepper | None") -> None:
-        self.owner, self.members = owner, members
+        self.owner, self.device, self.members = owner, device, members
 
     def check(self) -> None:
         for member in self.members:
@@ -33,13 +33,12 @@ class Stepper:
         pass
 
     def squared_norm(self, grad_scale: Tensor | None) -> Tensor:
-        total = 0.0
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         for _, grad in self._present():
             values = grad.coalesce().values() if grad.is_sparse else grad
             wide = torch.float32 if values.dtype in HALF else None
-            total = total + torch.linalg.vector_norm(values, dtype=wide).double().square().cpu()
-        total = torch.as_tensor(total, dtype=torch.float64, device="cpu")
-        return total if grad_scale is None else total / grad_scale.cpu().double().square()
+            total = total + torch.linalg.vector_norm(values, dtype=wide).double().square()
+        return total if grad_scale is None else total / _scalar(grad_scale, total).double().square()
 
     def run(self, grad_scale: Tensor | None, found_inf: Tensor | None, norm: Tensor | None) -> None:
         with torch.set_grad_enabled(self.owner.defaults["differentiable"]):
@@ -57,11 +56,12 @@ class Stepper:
         return [(member, member.param.grad) for member in self.members if member.param.grad is not None]
 
     def _scaled(self, grad: Tensor, grad_scale: Tensor | None, norm: Tensor | None) -> Tensor:
+        scaled = grad.float() if grad.dtype in HALF else grad  # a scale of 65,536 is no float16
         if grad_scale is not None:
-            grad = grad / grad_scale.to(grad.device)
+            scaled = scaled / _scalar(grad_scale, grad)
         if norm is not None:
-            grad = grad * (self.owner.max_norm / (norm.to(grad.device) + 1e-6)).clamp(max=1.0).to(grad.dtype)
-        return grad
+            scaled = scaled * (self.owner.max_norm / (_scalar(norm, grad) + 1e-6)).clamp(max=1.0).to(scaled.dtype)
+        return scaled.to(grad.dtype) if scaled is not grad else grad
 
     def _step_group(
         self, group: dict[str, Any], members: list[Member], grad_scale: Tensor | None, norm: Tensor | None
@@ -108,6 +108,11 @@ class Stepper:
             if _is_widened(owner, param):
                 narrow = owner.stochastic_rounding
                 param.copy_(round_stochastically(target, param.dtype, owner.generator) if narrow else target)
+
+
+def _scalar(value: Tensor, like: Tensor) -> Tensor:
+    """A tensor of one number without dimensions, where another tensor is."""
+    return value.detach().reshape(()).to(like.device)
 
 
 def _is_widened(owner: Any, param: Tensor) -> bool:

@@ -2,6 +2,11 @@
 
 Nothing is built in a step that is like the one before: the tables stay on the device, and what moved, gradients' addresses
 and hyperparameters, is uploaded in one copy. What else changes is noticed (watch.py), and the tables are built again.
+
+In a CUDA graph that is being captured nothing is built: a step that would have to is refused. What moved goes into the
+graph as arguments of kernels, so that a replay reads no host memory. Pinned memory, which a copy would need, is freed
+whenever Python collects the optimizer; where that is while another graph is captured, PyTorch's allocator records an
+event in the capture, and fails when it asks for it later.
 """
 
 import contextlib
@@ -45,10 +50,9 @@ class Stepper:
         self.numels = [local(member.param).numel() for member in members]
         self.first_chunks = [0, *itertools.accumulate(-(-numel // SGD_BLOCK) for numel in self.numels)]
         self.is_cuda = device.type == "cuda"  # otherwise the kernel is interpreted
-        self.built = self.current = self.in_graph = False  # in_graph: the tables were made while a graph was captured
+        self.built = self.current = False
         self.watch: Watch | None = None
         self.tables: tuple[Tensor, ...] = ()
-        self.spare: Tensor | None = None  # pinned memory for a graph's copy of what is staged
         self.known: dict[int, weakref.ref] = {}  # position -> the momentum buffer that its counters count for
         self.fresh: set[int] = set()  # positions whose momentum was made for the step to come
         self.unsure: set[int] = set()  # positions whose first step may have been refused on the device
@@ -76,7 +80,10 @@ class Stepper:
         if moved:
             self.owner.check_overlap()
         if self.capturing:
-            self._refuse_new_state()
+            raise RuntimeError(
+                "tables and state of the optimizer would be made in the CUDA graph that is being captured, and made again in "
+                "each replay: take one step before the capture, with gradients, state and groups as they will be in it"
+            )
 
     def ready(self) -> None:
         if not self.current:
@@ -142,7 +149,7 @@ class Stepper:
 
     def _refresh(self) -> bool:
         """Whether the tables say what is there, after the updates that cost little."""
-        if self.in_graph or not self.watch.holds():
+        if not self.watch.holds():
             return False
         changed = self._refresh_groups()
         addresses = self.watch.addresses
@@ -153,14 +160,12 @@ class Stepper:
         if not self.built:
             return False
         if self.capturing:
-            self.grads, self.group_rows = self._views(self._upload_for_graph(self.staging))
+            self.grads, self.group_rows = self._views(_made_in_graph(self.staging_array, self.device))
             self.addresses = None  # what the next step finds on the device is older than what it finds staged
             return True
         if changed:
             self.dynamic.copy_(self.staging, non_blocking=True)  # pageable: the driver has read it when this returns
         self.grads, self.group_rows = self.own_views
-        if self.spare is None and self.is_cuda:
-            self.spare = self.staging.pin_memory()
         return True
 
     def _refresh_groups(self) -> bool:
@@ -251,20 +256,17 @@ class Stepper:
             self._set_group(i)
         self.addresses, self.missing = None, 0
         self._set_addresses()
-        self.in_graph = self.capturing
-        upload = self._upload_for_graph if self.in_graph else self._upload
+        upload = self._upload
         self.chunks, self.rows = upload(torch.from_numpy(table.chunks)), upload(torch.from_numpy(table.rows))
         self.layouts, self.dynamic = upload(torch.from_numpy(table.layouts)), upload(self.staging)
         self.zero, self.one = upload(torch.zeros(1, device="cpu")), upload(torch.ones(1, device="cpu"))
         self.tables = (self.chunks, self.rows, self.layouts, self.dynamic, self.zero, self.one)
         self.grads, self.group_rows = self.own_views = self._views(self.dynamic)
-        if self.is_cuda and not self.in_graph:
-            self.spare = self.staging.pin_memory()
         self.built = True
 
     def _hold_for_launches(self) -> None:
         """Tables that are about to be dropped may still be read by a launch on a stream that they were not made on."""
-        if self.is_cuda and not self.capturing and not self.in_graph:
+        if self.is_cuda:
             for table in self.tables:
                 table.record_stream(torch.cuda.current_stream(self.device))
 
@@ -318,36 +320,10 @@ class Stepper:
     def _upload(self, array: Tensor) -> Tensor:
         return array.clone() if not self.is_cuda else array.to(self.device, non_blocking=True)
 
-    def _upload_for_graph(self, array: Tensor) -> Tensor:
-        """A copy that a graph makes again in each replay, from pinned memory that must stay as it is."""
-        if self.spare is not None and array is self.staging and self.spare.shape == array.shape:
-            pinned, self.spare = self.spare.copy_(array), None
-        else:
-            pinned = array.pin_memory()
-        copy = pinned.to(self.device, non_blocking=True)
-        self.owner.keep(pinned)
-        return copy
-
     def _number(self, value: Tensor) -> Tensor:
         """A tensor of one number as the kernel reads it: on this device, float32 or float64."""
         value = value.detach().reshape(1).to(self.device, non_blocking=True)
         return value if value.dtype in _READABLE else value.float()
-
-    def _refuse_new_state(self) -> None:
-        """State that is made while a graph is captured would be made again in each replay."""
-        for i, member in enumerate(self.members):
-            if member.param.grad is None:
-                continue
-            state = self.owner.state.peek(member.param)
-            buffer = state.get("momentum_buffer")
-            # A new buffer needs nothing but counters that are zero: the kernel does not read it in the first step.
-            stale = i in self.used if buffer is None else i not in self.known or self.known[i]() is not buffer
-            no_master = wants_master(self.owner, member.param) and state.get("master_weight") is None
-            if self.counters is None or no_master or (member.group["momentum"] != 0 and stale):
-                raise RuntimeError(
-                    f"the state of {member} would be made in the CUDA graph that is being captured, and made again in "
-                    "each replay: take one step before the capture"
-                )
 
     def _capturing(self) -> bool:
         return self.is_cuda and torch.cuda.is_current_stream_capturing()
@@ -357,3 +333,11 @@ class Stepper:
         if self.is_cuda and self.device.index != torch.cuda.current_device():
             return torch.cuda.device(self.device)
         return contextlib.nullcontext()
+
+
+def _made_in_graph(words: np.ndarray, device: torch.device) -> Tensor:
+    """int64 on the device, which each replay writes again: they are arguments of its kernels, many of each."""
+    made = torch.zeros(len(words), dtype=torch.int64, device=device)
+    places = words.nonzero()[0].tolist()  # a group's sign is never zero
+    torch._foreach_add_([made[i] for i in places], words[places].tolist())
+    return made

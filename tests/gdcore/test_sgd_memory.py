@@ -1,16 +1,19 @@
 """What the optimizer holds on to, what it lets go, and what a captured graph may read: with addresses in tables, memory is
 the hazard. A graph's capture is acted here; tests/gdcore/test_sgd_cuda.py has real ones."""
 
+import contextlib
 import gc
+import math
 import weakref
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 
 import gdcore
 from gdcore.kernels import sgd as kernels
-from gdcore.sgd.triton import Stepper
+from gdcore.sgd.triton import Stepper, _made_in_graph
 from support import DEVICE
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="acts a capture, with tensors on the CPU")
@@ -25,10 +28,18 @@ def parameters(*shapes, dtype=torch.float32):
 
 
 @pytest.fixture
-def capturing(monkeypatch):
-    """A context in which steps believe that a graph is captured; pinned memory is ordinary memory."""
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: tensor.clone())
-    return lambda: mock.patch.object(Stepper, "_capturing", lambda _: True)
+def capturing():
+    """A context in which steps believe that a graph is captured; they must not touch pinned memory in it."""
+
+    @contextlib.contextmanager
+    def context():
+        with (
+            mock.patch.object(Stepper, "_capturing", lambda _: True),
+            mock.patch.object(torch.Tensor, "pin_memory", side_effect=AssertionError("pinned memory in a capture")),
+        ):
+            yield
+
+    return context
 
 
 @pytest.mark.parametrize("backend", ["cpu", "triton"])
@@ -238,6 +249,54 @@ def test_a_graph_has_tables_of_its_own(capturing):
         torch.testing.assert_close(p.detach(), before - 3)
         real(*given["tables"], **given["options"])  # the replay
         torch.testing.assert_close(p.detach(), before - 3 - 2)
+
+
+def test_what_a_graph_makes_is_exact():
+    """Addresses and the bits of numbers, over all of int64."""
+    bits = np.array([-0.0, -1.0, math.pi, 5e-324]).view(np.int64).tolist()
+    words = np.array([0, 1, -1, 2**53 + 1, 2**62 + 3, 2**63 - 1, -(2**63), *bits, *range(200), 0], dtype=np.int64)
+    assert _made_in_graph(words, torch.device("cpu")).tolist() == words.tolist()
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_first_step_in_a_capture_is_refused(momentum, capturing):
+    """Nothing of it stays behind: the step after it is the first."""
+    with gdcore.use_backend("triton"):
+        params = parameters(64, (3, 5))
+        others = [torch.nn.Parameter(p.detach().clone()) for p in params]
+        optimizer = gdcore.SGD(params, lr=0.1, momentum=momentum, dampening=0.5)
+        stock = torch.optim.SGD(others, lr=0.1, momentum=momentum, dampening=0.5)
+        with capturing(), pytest.raises(RuntimeError, match="take one step before the capture"):
+            optimizer.step()
+        assert all(map(torch.equal, params, others))
+        assert optimizer.state_dict()["state"] == {}
+        for _ in range(2):
+            for p, q in zip(params, others, strict=True):
+                q.grad = p.grad.clone()
+            optimizer.step(), stock.step()
+        for p, q in zip(params, others, strict=True):
+            torch.testing.assert_close(p, q)
+
+
+def test_captures_without_a_step_between_them(capturing):
+    """As many as are wanted, each with its own gradients."""
+    with gdcore.use_backend("triton"):
+        (p,) = parameters(5)
+        optimizer = gdcore.SGD([p], lr=1.0)
+        optimizer.step()
+        replays, real, kept = [], kernels.sgd_update, []
+        for value in (1.0, 2.0, 4.0):
+            p.grad = torch.full((5,), value)
+            kept.append(p.grad)
+            with (
+                capturing(),
+                mock.patch.object(kernels, "sgd_update", lambda *args, **named: replays.append((args, named))),
+            ):
+                optimizer.step()
+        before = p.detach().clone()
+        for i in (2, 0, 1, 0):
+            real(*replays[i][0], **replays[i][1])
+        torch.testing.assert_close(p.detach(), before - (4 + 1 + 2 + 1))
 
 
 def test_a_refused_capture_harms_nothing(capturing):
