@@ -1,5 +1,7 @@
 """What the tiled products share: the order of the tiles, offsets that need no mask, types and shapes of a launch."""
 
+import threading
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -9,6 +11,7 @@ from .common import TRITON_TYPES
 from .configs import accumulator_dtype
 
 GROUP = tl.constexpr(8)
+_thread = threading.local()
 
 
 @triton.jit
@@ -73,7 +76,12 @@ def rows_aligned(*tensors: Tensor) -> bool:
 
 def descriptor(tensor: Tensor | None, rows: int, columns: int) -> TensorDescriptor | None:
     """A row-major matrix in blocks of rows × columns."""
-    return None if tensor is None else TensorDescriptor.from_tensor(tensor, [rows, columns])
+    if tensor is None:
+        return None
+    if not hasattr(_thread, "launched"):  # the driver encodes descriptors in a context, which a thread has from its first launch on
+        tensor.new_zeros(1)
+        _thread.launched = True
+    return TensorDescriptor.from_tensor(tensor, [rows, columns])
 
 
 def as_long_rows(*tensors: Tensor) -> tuple[int, int, list[tuple[int, int]]]:
