@@ -21,7 +21,16 @@ import torch
 
 from .backends import Wanted
 from .devices import Device
-from .kernels.configs import ELEMENTWISE_TILE, LOSS_PROGRAMS, SUM_BLOCK, Config, accumulator_dtype, rows_per_tile
+from .kernels.configs import (
+    ELEMENTWISE_TILE,
+    LOSS_PROGRAMS,
+    SUM_BLOCK,
+    Config,
+    accumulator_dtype,
+    column_sums_grid,
+    column_sums_wins,
+    rows_per_tile,
+)
 
 if TYPE_CHECKING:  # plan imports this module
     from .plan import Plan
@@ -603,10 +612,24 @@ def _library_gradients(plan: "Plan", asked: Asked, s: _Sizes) -> list[Launch]:
         if wide:
             made.append(_elementwise(device, "dW times c", m * k * s.wide, s.dw))
     if wanted.bias:
-        made.append(_elementwise(device, "db", s.e, m * s.wide))
-        if not scaled_first:
-            made.append(_elementwise(device, "db times c", m * s.wide, s.db))
+        made += _bias_gradient(plan, asked, s, scaled_first)
     return made + _target(plan, asked, s)
+
+
+def _sums_by_kernel(plan: "Plan", asked: Asked, s: _Sizes) -> bool:
+    """Whether db is column_sums' of E, not PyTorch's, which is left the sum of a c E with its own factors."""
+    return asked.reduction != "none" and column_sums_wins(plan.n, plan.m, s.e // (plan.n * plan.m))
+
+
+def _bias_gradient(plan: "Plan", asked: Asked, s: _Sizes, scaled_first: bool) -> list[Launch]:
+    n, m, device = plan.n, plan.m, plan.device
+    if not _sums_by_kernel(plan, asked, s):
+        made = [_elementwise(device, "db", s.e, m * s.wide)]
+        return made if scaled_first else [*made, _elementwise(device, "db times c", m * s.wide, s.db)]
+    _, block_m, parts = column_sums_grid(n, m)
+    written = parts * m * s.wide if parts > 1 else s.db
+    made = [_launch(device, "db", s.e, written, programs=parts * -(-m // block_m))]
+    return made + (_add_rows(device, parts, m, s.wide) if parts > 1 else [])
 
 
 def scales_residual(plan: "Plan", asked: Asked) -> bool:
@@ -621,7 +644,8 @@ def scales_residual(plan: "Plan", asked: Asked) -> bool:
         return False
     wanted, s = asked.wanted, _sizes(plan, asked)
     beside = 2 * s.dw * wanted.input + 2 * plan.m * plan.k * s.wide * wanted.weight
-    launches = wanted.input + wanted.weight + wanted.bias - 1
+    late_bias = wanted.bias and not _sums_by_kernel(plan, asked, s)  # else c enters in its sums
+    launches = wanted.input + wanted.weight + late_bias - 1
     return 2 * s.e <= beside + launches * LAUNCH_SECONDS * plan.device.bandwidth
 
 
@@ -691,11 +715,14 @@ def _beside_gradients(plan: "Plan", asked: Asked, s: _Sizes) -> int:
     wanted = asked.wanted
     if not (wanted.input or wanted.weight or wanted.bias):
         return 0
+    # What PyTorch's sum takes depends on M: for half as many numbers as E has to twice as many.
+    by_torch = wanted.bias and not _sums_by_kernel(plan, asked, s)
+    sums = 2 * plan.n * plan.m * s.wide * by_torch
     if scales_residual(plan, asked):
-        return s.e
+        return s.e + sums
     late = plan.m * plan.k * s.wide * wanted.weight
     if wanted.input and plan.dtype is not torch.float16:
         late = max(late, s.dw)
     elif wanted.input and plan.input_config is None:
         late = max(late, plan.n * plan.k * s.wide)
-    return late
+    return max(late, sums)

@@ -95,6 +95,7 @@ def _one_pass(plan: "Plan", asked: Asked, family: str, why: str) -> "Plan":
         family, device.architecture, dtype, k, m, plan.input_precision, contiguous=asked.contiguous
     )
     config = entry.config if entry else shipped
+    weight_config = _product(plan, asked, "backward_weight")  # for the backward operator, which is given E alone
     made = dataclasses.replace(
         plan,
         path="one_pass_" + family,
@@ -104,6 +105,8 @@ def _one_pass(plan: "Plan", asked: Asked, family: str, why: str) -> "Plan":
         store_residual=store_residual,
         grad_in_forward=True,
         input_config=_product(plan, asked, "backward_input") if asked.wanted.input else None,
+        weight_config=weight_config,
+        split=configs.default_split(n, k, m, weight_config, device.sms),
     )
     if asked.wanted.input and _library_takes(plan, asked):
         made = _with_faster_input_gradient(made, asked)

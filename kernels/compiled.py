@@ -47,6 +47,7 @@ class Variant:
     descriptors: bool = False  # tiles must come by TMA, and Hopper's matrix instructions must overlap
     divisible_by_16: tuple[str, ...] = field(default=())  # arguments that the launch sees as multiples of 16
     most_registers: int | None = None  # that the launch allows a thread
+    fp_fusion: bool = True  # products and additions may become one instruction
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def compile_kernel(variant: Variant, arch: int) -> Any:
     options = {
         "num_warps": variant.config.num_warps,
         "num_stages": variant.config.num_stages,
-        "enable_fp_fusion": True,
+        "enable_fp_fusion": variant.fp_fusion,
         "maxnreg": variant.most_registers,
     }
     target = GPUTarget("hip", "gfx942", 64) if arch == 942 else GPUTarget("cuda", arch, 32)

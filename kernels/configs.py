@@ -385,6 +385,26 @@ def elementwise_tile(columns: int) -> tuple[int, int]:
     return ELEMENTWISE_TILE // block_m, block_m
 
 
+COLUMN_SUMS_BLOCK = 128  # columns of a program of column_sums
+COLUMN_SUMS_TILES = 4  # of a part of the rows, or the launch that adds the parts is worth less than it takes
+
+
+COLUMN_SUMS_BYTES = 4 << 20  # of a matrix: of a smaller one PyTorch's sum takes one launch, and little memory
+
+
+def column_sums_wins(rows: int, columns: int, itemsize: int) -> bool:
+    """Whether column_sums is taken, not PyTorch's sum: of so large a matrix that memory counts."""
+    return rows * columns * itemsize >= COLUMN_SUMS_BYTES
+
+
+def column_sums_grid(rows: int, columns: int) -> tuple[int, int, int]:
+    """(BLOCK_N, BLOCK_M, parts of the rows) of column_sums."""
+    block_m = min(power_of_2(columns), COLUMN_SUMS_BLOCK)
+    block_n = ELEMENTWISE_TILE // block_m
+    most = max(1, LOSS_PROGRAMS // -(-columns // block_m))
+    return block_n, block_m, min(-(-rows // (block_n * COLUMN_SUMS_TILES)), most)
+
+
 # SGD, the same on every architecture.
 
 _SGD = table.lookup("sgd", "any", ARCHITECTURES[0])

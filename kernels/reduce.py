@@ -18,6 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .common import narrow
+
 ELEMENTS_PER_TILE = 8192  # 32 for each thread: a round is a trip to L2, whatever it brings
 MAX_COLUMNS = 32  # 128 bytes of float32: one cache line for each row
 WIDE_ELEMENTS = 4096  # of one_pass_tall's rows: 64 bytes in flight for each thread
@@ -40,7 +42,7 @@ def add_rows_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    dtype: tl.constexpr = out_ptr.dtype.element_ty
+    dtype: tl.constexpr = partials_ptr.dtype.element_ty
     columns = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     sums = add_columns(partials_ptr, n_rows, stride, columns, UNIT, dtype, BLOCK_N, BLOCK_M)
     if LEAD > 1:
@@ -48,7 +50,7 @@ def add_rows_kernel(
         tl.store(out_ptr, first, mask=tl.program_id(0) == 0)
         tl.store(out_ptr + columns - (LEAD - 1), sums, mask=(columns >= LEAD) & (columns < n_columns))
     else:
-        tl.store(out_ptr + columns, sums, mask=columns < n_columns)
+        tl.store(out_ptr + columns, narrow(sums, out_ptr.dtype.element_ty), mask=columns < n_columns)
 
 
 @triton.jit
@@ -89,7 +91,14 @@ def wide_tile(n_rows: int, n_columns: int) -> tuple[int, int]:
     return min(WIDE_ELEMENTS // block_m, 1 << (n_rows - 1).bit_length()), block_m
 
 
-def add_rows(partials: Tensor, *, columns: int | None = None, lead: int = 1, losses: int = 1) -> Tensor:
+def add_rows(
+    partials: Tensor,
+    *,
+    columns: int | None = None,
+    lead: int = 1,
+    losses: int = 1,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
     """Sum a contiguous workspace over its rows.
 
     Parameters
@@ -101,11 +110,13 @@ def add_rows(partials: Tensor, *, columns: int | None = None, lead: int = 1, los
     lead, losses : int
         Of the first `lead` columns, the first `losses`, MAX_COLUMNS at most, are added up to one sum; the others are
         padding.
+    out_dtype : torch.dtype, optional
+        To which the sums are rounded, where `lead` is 1; that of `partials` if None.
 
     Returns
     -------
     Tensor, shape (columns - lead + 1,)
-        In the dtype of `partials`. Bitwise reproducible.
+        Bitwise reproducible.
     """
     n_rows, stride = partials.shape
     n_columns = stride if columns is None else columns
@@ -114,7 +125,7 @@ def add_rows(partials: Tensor, *, columns: int | None = None, lead: int = 1, los
     else:
         block_n, block_m = wide_tile(n_rows, n_columns)
     unit = math.gcd(stride, WIDE_ALIGNMENT)
-    out = torch.empty(n_columns - lead + 1, dtype=partials.dtype, device=partials.device)
+    out = torch.empty(n_columns - lead + 1, dtype=out_dtype or partials.dtype, device=partials.device)
     # One program for each block of columns.
     add_rows_kernel[(-(-n_columns // block_m),)](
         partials,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .configs import Config
 from .one_pass_vector import stride_units
+from .run_configs import may_fuse
 from .run_tile import direction, load_rows, load_state, moved, store_state, tile_sums
 
 
@@ -197,5 +198,5 @@ def run_batches(
         RECORD=trajectory is not None,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        enable_fp_fusion=True,
+        enable_fp_fusion=input.is_contiguous() and may_fuse(config, input.shape[1], input.dtype),
     )

@@ -46,6 +46,18 @@ def thread_tile(block_n: int, k: int, dtype: torch.dtype, num_warps: int) -> tup
     return max(1, block_n * lanes // threads), block_k // lanes
 
 
+def may_fuse(config: Config, k: int, dtype: torch.dtype) -> bool:
+    """Whether products and additions may become one instruction, and every lane still has the same sums.
+
+    A sum across lanes gives each the same bits only if all add the same rounded numbers. Where a lane brings one product
+    to it, the compiler would fuse that with the first addition: unrounded in the lane itself, rounded in its neighbour.
+    Parameters, of which each lane holds a copy, would then differ, and a run that ends and goes on from one of them would
+    not be the same run.
+    """
+    rows, columns = thread_tile(config.block_n, k, dtype, config.num_warps)
+    return rows > 1 and (columns > 1 or config.block_k == 1)
+
+
 def registers(block_n: int, k: int, m: int, dtype: torch.dtype, num_warps: int, ahead: bool) -> int:
     """The estimate above; `ahead`: with the next batch."""
     size = accumulator_dtype(dtype).itemsize // 4

@@ -33,6 +33,7 @@ from triton import next_power_of_2
 
 from .common import INTERPRET
 from .configs import Config
+from .run_configs import may_fuse
 from .run_tile import add_rows_of, beside_rows, direction, load_rows, load_state, moved, packed, store_state, tile_sums
 
 
@@ -239,6 +240,6 @@ def run_grid(
         RECORD=trajectory is not None,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        enable_fp_fusion=True,
+        enable_fp_fusion=may_fuse(config, input.shape[1], input.dtype),
         launch_cooperative_grid=True,
     )

@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .configs import Config
+from .run_configs import may_fuse
 from .run_tile import beside_rows, direction, load_rows, load_state, moved, packed, store_state, tile_sums
 
 
@@ -140,5 +141,5 @@ def run_resident(
         WHOLE=n_rows == config.block_n,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        enable_fp_fusion=True,
+        enable_fp_fusion=may_fuse(config, k, input.dtype),
     )

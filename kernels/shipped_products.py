@@ -10,8 +10,9 @@ from .backward_products import backward_products_kernel
 from .backward_products_descriptors import backward_products_descriptors_kernel
 from .backward_weight import backward_weight_kernel
 from .backward_weight_step_descriptors import backward_weight_step_descriptors_kernel
+from .column_sums import column_sums_kernel
 from .compiled import Variant
-from .configs import Config, elementwise_tile, epilogue_parts
+from .configs import Config, column_sums_grid, elementwise_tile, epilogue_parts
 from .forward import forward_kernel
 from .forward_descriptors import forward_descriptors_kernel
 from .loss import squares_kernel
@@ -90,6 +91,11 @@ def product_variants(arch: int) -> list[Variant]:
     block_n, block_m = elementwise_tile(1 << 20)
     constants = {"ACCUMULATOR": tl.float32, "BLOCK_N": block_n, "BLOCK_M": block_m}
     found.append(_variant("squares half", squares_kernel, "half", constants, Config(block_n, 0, block_m, 8)))
+    for kind in ("half", "float32"):
+        block_n, block_m, _ = column_sums_grid(1 << 20, 1 << 10)
+        constants = {"HAS_GRAD_OUTPUT": True, "ACCUMULATOR": tl.float32, "BLOCK_N": block_n, "BLOCK_M": block_m}
+        name = f"column_sums {kind}"
+        found.append(_variant(name, column_sums_kernel, kind, constants, Config(block_n, 0, block_m, 8)))
     return found
 
 
@@ -148,7 +154,8 @@ def _variant(name, kernel, kind: str, constants: dict, config: Config, blocks: d
         arguments=arguments,
         constants=constants,
         config=config,
-        tensor_cores=name != "squares half" and kind.startswith(("half", "wide", "tf32", "float8")),
+        tensor_cores=not name.startswith(("squares", "column_sums"))
+        and kind.startswith(("half", "wide", "tf32", "float8")),
         # The tensor cores of 90 and 100 want tf32 operands along the reduction: across dense rows that is one by one.
         vector_loads=not hopper and not unaligned,
         descriptors=bool(blocks),

@@ -5,7 +5,7 @@ import torch
 from .compiled import Variant
 from .configs import MULTIPROCESSORS, Config, accumulator_dtype
 from .run_batches import run_batches_kernel
-from .run_configs import batches_config, grid_config, power_of_2, resident_config
+from .run_configs import batches_config, grid_config, may_fuse, power_of_2, resident_config
 from .run_grid import run_grid_kernel, sums_length
 from .run_resident import run_resident_kernel
 
@@ -89,6 +89,7 @@ def run_variant(
         config=config,
         vector_loads=kind != "batches" and k * dtype.itemsize % 16 == 0,
         divisible_by_16=tuple(pointers),
+        fp_fusion=may_fuse(config, k, dtype),
     )
 
 

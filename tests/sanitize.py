@@ -30,6 +30,7 @@ from gdcore.kernels.backward_target import backward_target
 from gdcore.kernels.backward_weight import backward_weight
 from gdcore.kernels.backward_weight_step import backward_weight_step
 from gdcore.kernels.backward_weight_step_descriptors import backward_weight_step_descriptors
+from gdcore.kernels.column_sums import column_sums
 from gdcore.kernels.configs import Config, one_pass_config, product_config
 from gdcore.kernels.forward import forward
 from gdcore.kernels.forward_descriptors import forward_descriptors
@@ -209,6 +210,10 @@ def sums():
         if options:
             exact = torch.cat([exact[:2].sum().view(1), exact[4:]])
         near(f"sums of {shape}", add_rows(partials, **options), exact)
+    for shape in ((9000, 5), (9, 200), (300, 64)):
+        e = normal(*shape, dtype=HALF)
+        upstream = torch.tensor(3.0, device=DEVICE)
+        near(f"sums of rows of {shape}", column_sums(e, upstream, scale=0.5), 1.5 * e.double().sum(0))
 
 
 def optimizer(dtype=torch.float32, **beyond):
@@ -290,7 +295,7 @@ FAMILIES = {
     "backward_weight_step": weight_steps,
     "backward_weight_step_descriptors": weight_steps_on_descriptors,
     "residual, loss, backward_target": elementwise,
-    "reduce": sums,
+    "reduce, column_sums": sums,
     "sgd and sgd_norm": optimizer,
     "sgd, rounded stochastically": lambda: optimizer(HALF, stochastic_rounding=True),
     "run_resident": lambda: runs(run_resident, 37, 5, 3, full_batch(4), config=tile(37, 5, 2)),

@@ -40,7 +40,10 @@ def run(function, tensors, wanted=NAMES, reduction="mean", grad_output=None):
 
 
 def stock(input, weight, target, bias=None, *, reduction="mean"):
-    return F.mse_loss(F.linear(input, weight, bias), target, reduction=reduction)
+    """F.mse_loss of one dtype: on CUDA its backward pass refuses two."""
+    prediction = F.linear(input, weight, bias)
+    dtype = torch.promote_types(prediction.dtype, target.dtype)
+    return F.mse_loss(prediction.to(dtype), target.to(dtype), reduction=reduction)
 
 
 def assert_parity(function, tensors, wanted=NAMES, reduction="mean", grad_output=None):

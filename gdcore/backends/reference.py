@@ -13,12 +13,20 @@ def linear_mse(
     input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None, reduction: str = "mean"
 ) -> Tensor:
     """The stock composition that gdcore.linear_mse replaces."""
-    return F.mse_loss(F.linear(input, weight, bias), target, reduction=reduction)
+    return mse_loss(F.linear(input, weight, bias), target, reduction)
 
 
 def matmul_mse(x: Tensor, a: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
     """The stock composition that gdcore.matmul_mse replaces."""
-    return F.mse_loss(x @ a, y, reduction=reduction)
+    return mse_loss(x @ a, y, reduction)
+
+
+def mse_loss(prediction: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    """F.mse_loss, whose backward pass on CUDA refuses two dtypes; on the CPU it widens as this does."""
+    if prediction.dtype is not target.dtype:
+        dtype = torch.promote_types(prediction.dtype, target.dtype)
+        prediction, target = prediction.to(dtype), target.to(dtype)
+    return F.mse_loss(prediction, target, reduction=reduction)
 
 
 def forward(input, weight, target, bias, reduction: str, wanted: Wanted, plan=None) -> Forward:

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..chunks import WIDE_ROWS, row_ranges
 from ..kernels.backward_input import backward_input
 from ..kernels.backward_weight import backward_weight
+from ..kernels.column_sums import column_sums
 from ..kernels.forward import forward as tiled_forward
 from ..kernels.loss import loss as loss_of
 from ..kernels.reduce import add_rows
@@ -63,7 +64,7 @@ def forward(
         if grad_target is not None:
             early.put(grad_target[rows], e, -scale, None if target_powers is None else target_powers[rows])
         if grad_bias is not None:
-            grad_bias.add_(e.sum(0, dtype=wide))
+            grad_bias.add_(column_sums(e))
         if narrow is not None and (wanted.input or wanted.weight):
             e = narrow[: last - first].copy_(e)
         if one is not None:

@@ -17,6 +17,8 @@ from .. import cost
 from ..cost import Asked
 from ..kernels.backward_input import backward_input
 from ..kernels.backward_target import backward_target
+from ..kernels.column_sums import column_sums
+from ..kernels.configs import column_sums_wins
 from ..kernels.reduce import add_rows
 from ..kernels.residual import residual_of
 from ..plan import Plan, accumulator_dtype
@@ -77,7 +79,11 @@ def gradients(
         _times(residual, grad_output, scale, scaled)
         d_input = scaled @ weight if want_input else None
         d_weight = scaled.t() @ input if want_weight else None
-        return d_input, d_weight, scaled.sum(0) if want_bias else None
+        if want_bias and reduction == "mean" and column_sums_wins(*residual.shape, residual.itemsize):
+            d_bias = column_sums(residual, grad_output, scale=scale, out_dtype=weight.dtype)
+        elif want_bias:
+            d_bias = scaled.sum(0)
+        return d_input, d_weight, d_bias
     if want_input and plan.input_config is not None and input.dtype is torch.float16:
         d_input = torch.empty(input.shape, dtype=input.dtype, device=input.device)
         backward_input(
@@ -99,9 +105,18 @@ def gradients(
         product = wide_product(residual.t(), input, wide)
         d_weight = _times(product, grad_output, scale, torch.empty_like(product, dtype=weight.dtype))
     if want_bias:
-        sums = residual.sum(0, dtype=wide).view(1, -1)
-        d_bias = _times(sums, grad_output, scale, torch.empty_like(sums, dtype=weight.dtype)).view(-1)
+        d_bias = bias_gradient(residual, grad_output, scale, weight.dtype)
     return d_input, d_weight, d_bias
+
+
+def bias_gradient(residual: Tensor, grad_output: Tensor | None, scale: float, dtype: torch.dtype) -> Tensor:
+    """scale · grad_output · Σₙ E, rounded once. PyTorch's sum of a tall E takes half as much memory as E, or more."""
+    if column_sums_wins(*residual.shape, residual.itemsize):
+        return column_sums(residual, grad_output, scale=scale, out_dtype=dtype)
+    sums = residual.sum(0, dtype=accumulator_dtype(residual.dtype))
+    if grad_output is not None:
+        return _times(sums.view(1, -1), grad_output, scale, sums.new_empty(1, len(sums), dtype=dtype)).view(-1)
+    return in_dtype(sums if scale == 1 else sums.mul_(scale), dtype)
 
 
 def _times(values: Tensor, grad_output: Tensor, scale: float, out: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from ..kernels.one_pass_step import one_pass_step
 from ..kernels.step import Step
 from ..plan import Plan, accumulator_dtype, updated_by_last_program
 from ..update import Update, apply_
-from . import triton_chunked, triton_tiled
+from . import triton_chunked, triton_library, triton_tiled
 from .common import in_dtype, on_device_of, wide_product
 from .triton_tall import launch_of
 
@@ -145,7 +145,7 @@ def _through_library(
 
 def _update_bias(update: Update, bias: Tensor | None, buffer: Tensor | None, residual: Tensor, count: int) -> None:
     if bias is not None:
-        gradient = residual.sum(0, dtype=accumulator_dtype(residual.dtype)).mul_(2 / count)
+        gradient = triton_library.bias_gradient(residual, None, 2 / count, accumulator_dtype(residual.dtype))
         apply_(update, bias, gradient, buffer)
 
 

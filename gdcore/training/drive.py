@@ -27,6 +27,7 @@ def drive(engine: Engine, wanted: bool) -> bool:
         except KeyboardInterrupt:
             return True
         except Exhausted:
+            tell(engine.done)
             warnings.warn(
                 f"the batches ended after {engine.done} of {steps} steps, and cannot be iterated again: what has been "
                 "learnt until then is returned",

@@ -321,10 +321,13 @@ def test_two_threads_on_two_streams(case):
 
 
 def test_small_calls_are_stocks_own_and_in_a_graph_the_kernels():
-    """Where the host has more to do than the GPU, in which nothing but launches can be saved."""
+    """Where the host has more to do than the GPU, in which nothing but launches can be saved.
+
+    With a gradient: the loss alone is as fast by the library's product and the pass behind it.
+    """
     x, w, y = (
         torch.randn(1000, 10, device=DEVICE),
-        torch.randn(1, 10, device=DEVICE),
+        torch.randn(1, 10, device=DEVICE, requires_grad=True),
         torch.randn(1000, 1, device=DEVICE),
     )
 

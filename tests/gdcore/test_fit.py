@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 DATA = pathlib.Path(gdcore.__file__).parent.parent / "bench" / "data"
 THERMOMETER = json.loads((DATA / "thermometer.json").read_text())
 LINE = json.loads((DATA / "line.json").read_text())
-SHAPES = [(1, 1, None), (1, 3, 2), (7, 1, None), (100, 2, None), (100, 2, 1), (300, 5, 3), (64, 33, None), (5, 20, 4)]
+SHAPES = [(1, 1, None), (1, 3, 2), (7, 1, None), (100, 2, None), (100, 2, 1), (250, 5, 3), (64, 33, None), (5, 20, 4)]
 OPTIONS = [
     {"momentum": momentum, "weight_decay": weight_decay, "intercept": intercept}
     for momentum, weight_decay, intercept in itertools.product((0.0, 0.9), (0.0, 0.05), (False, True))

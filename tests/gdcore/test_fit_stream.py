@@ -18,6 +18,7 @@ import fit_support
 import gdcore
 from fit_support import assert_as_stock, assert_bitwise, on_cpu
 from gdcore import training
+from gdcore.training.steps import StepRun
 from support import DEVICE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -404,7 +405,9 @@ def test_progress_is_shown_on_stderr_alone(run, capfd):
     assert_bitwise(shown, quiet)
 
 
-def test_progress_of_a_run_that_ends_early(capfd):
+@pytest.mark.parametrize("chunk", [1, 8])  # steps between two looks
+def test_progress_of_a_run_that_ends_early(chunk, capfd, monkeypatch):
+    monkeypatch.setattr(StepRun, "chunk", chunk)
     with pytest.warns(UserWarning, match="ended"):
         fit(iter([(x, y), (x, y)]), lr=0.1, steps=9, progress=True)
     assert "2/9" in capfd.readouterr().err

@@ -8,7 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import gdcore
-from gdcore import plan
+from gdcore import cost, plan
+from gdcore.backends import triton_library
+from gdcore.kernels import configs
+from gdcore.kernels.column_sums import column_sums
 from support import DEVICE, DTYPES, NAMES, assert_parity, draw
 
 SHAPES = [
@@ -48,6 +51,20 @@ def test_reductions_with_an_upstream_gradient(shape, reduction, dtype, backend):
 def test_only_the_wanted_gradients(wanted, reduction, backend):
     upstream = torch.randn(40, 3, device=DEVICE) if reduction == "none" else None
     assert_parity(gdcore.linear_mse, draw(40, 6, 3), wanted, reduction, upstream)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("scaled", [False, True], ids=["c in the sums", "E times c"])
+def test_the_bias_gradient_of_a_large_residual(scaled, dtype, monkeypatch):
+    """Summed by our own kernel, where PyTorch's sum would take memory for another residual."""
+    calls = []
+    monkeypatch.setattr(configs, "COLUMN_SUMS_BYTES", 0)
+    monkeypatch.setattr(cost, "scales_residual", lambda *_: scaled)
+    monkeypatch.setattr(
+        triton_library, "column_sums", lambda *args, **options: calls.append(1) or column_sums(*args, **options)
+    )
+    test_the_paths_of_large_shapes("library", dtype, NAMES, monkeypatch)
+    assert calls
 
 
 @pytest.mark.parametrize("path", ["tiled", "epilogue", "library"])

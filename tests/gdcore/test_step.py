@@ -17,6 +17,7 @@ from gdcore.kernels.configs import Config
 from gdcore.update import Update
 from product_support import laid_out
 from support import DEVICE, DTYPES, draw
+from support import stock as stock_loss
 
 OPTIONS = {
     "plain": {},
@@ -59,7 +60,7 @@ def stock(t, steps, lr=0.05, **options):
         for p in params:
             optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
     for _ in range(steps):
-        loss = F.mse_loss(F.linear(t["input"], t["weight"], t.get("bias")), t["target"])
+        loss = stock_loss(t["input"], t["weight"], t["target"], t.get("bias"))
         losses.append(loss.detach())
         loss.backward()
         optimizer.step()
@@ -457,6 +458,8 @@ def test_compiles_without_a_graph_break(fused, rate, monkeypatch):
     if fused:
         monkeypatch.setattr(plan, "_STOCK_BYTES", 0)
         plan.plan_for.cache_clear()
+    elif DEVICE != "cpu":
+        pytest.skip("only the CPU leaves small shapes to plain operations while it compiles")
     torch._dynamo.reset()
     t = draw(70, 5, 3)
     lr = 0.05 if rate == "number" else torch.tensor(0.05, device=DEVICE)

@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from gdcore.kernels.configs import MULTIPROCESSORS
-from gdcore.kernels.run_configs import batches_config, grid_config, resident_config, thread_tile
+from gdcore.kernels.configs import MULTIPROCESSORS, Config, power_of_2
+from gdcore.kernels.run_configs import batches_config, grid_config, may_fuse, resident_config, thread_tile
 from gdcore.kernels.shipped_runs import run_variants
 from support import DTYPES
 
@@ -108,3 +108,12 @@ def test_shipped_variants_are_named_apart_and_of_every_kernel():
     names = [variant.name for variant in run_variants(90)]
     assert len(set(names)) == len(names)
     assert {name.split()[0] for name in names} == {"run_resident", "run_batches", "run_grid"}
+
+
+@pytest.mark.parametrize(
+    ("block_n", "k", "num_warps", "fuses"),
+    [(4, 2, 1, False), (32, 1, 1, False), (64, 1, 1, True), (128, 2, 1, True), (128, 3, 1, False), (128, 2, 4, False)],
+)
+def test_lanes_that_bring_one_product_to_a_sum_do_not_fuse_it(block_n, k, num_warps, fuses):
+    config = Config(block_n=block_n, block_k=power_of_2(k), num_warps=num_warps)
+    assert may_fuse(config, k, torch.float32) == fuses

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import triton
@@ -131,6 +132,10 @@ def test_interpreted_programs_that_would_wait_for_ever_are_refused():
         launch(functools.partial(run_grid, config=tile(5, 2), programs=2), x, y, start(x, y, True), 1, **FULL)
 
 
+@pytest.mark.skipif(
+    triton.__version__.startswith("3.6.") and np.lib.NumpyVersion(np.__version__) >= "2.4.0",
+    reason="Triton 3.6's interpreter makes numbers of arrays of one element, which NumPy 2.4 refuses",
+)
 @pytest.mark.skipif(sys.platform == "win32", reason="forks")
 def test_several_programs_at_once_in_any_order_calculate_the_run(tmp_path):
     environment = {

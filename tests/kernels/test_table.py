@@ -14,7 +14,7 @@ from gdcore.kernels.table import ARCHITECTURES, KINDS, REGIMES, TABLE, Key, look
 # Kernels whose tiles do not come from the table: from formulas, or the same for everything.
 WITHOUT_ROWS = {
     "one_pass_rows", "one_pass_rows_step", "run_resident", "run_batches", "run_grid",
-    "squares", "add_rows", "add_rows_step", "add_parts_step",
+    "squares", "column_sums", "add_rows", "add_rows_step", "add_parts_step",
     "one_pass_vector", "one_pass_vector_step",  # of unaligned rows
 }  # fmt: skip
 # Rows that no variant is compiled for, to save the time: another row of the same operands is compiled on as many warps,
