@@ -18,7 +18,7 @@ from gdcore.plan import plan_for
 from gdcore.tuned_format import FAMILIES, SOURCES, Entry, key_of
 
 GPU = H200._replace(name="NVIDIA H200")
-SHAPE, SHIPPED, CHOSEN = (1_000_000, 100, 1), Config(16, 128, 0, 4, 1), Config(32, 128, 0, 8, 2)
+SHAPE, SHIPPED, CHOSEN = (1_000_000, 100, 1), Config(32, 128, 0, 4, 2), Config(32, 128, 0, 8, 2)
 ROW = {
     "family": "one_pass_vector",
     "dtype": "float32",
