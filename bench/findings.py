@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from . import words
 from .peers import LIBRARY, OURS, SKLEARN
+from .timing import DEVICE, WALL
 from .words import best, duration, label, listed, size, stock_of, times
 
 VERDICTS = (
@@ -26,6 +27,7 @@ def headlines(document: Mapping) -> list[str]:
     return [
         *_parity(rows),
         *(sentence for kind in SUBJECTS for sentence in _speed(kind, words.of_kind(document, kind))),
+        *_host_bound(rows),
         *_noise(rows),
         *busy(document),
         *_memory(words.of_kind(document, "linear_mse")),
@@ -103,6 +105,21 @@ def _parity(rows: list[Mapping]) -> list[str]:
         )
     sentences += [f"PARITY OR SPEED FAILS at {label(row)}: {row['failed']}." for row in failed]
     return sentences + [f"{label(row)}: {problem}." for row in rows for problem in row.get("problems", ())]
+
+
+def _host_bound(rows: list[Mapping]) -> list[str]:
+    """Where stock is the faster one end to end though it keeps the GPU for longer."""
+    found = []
+    for row in words.timed(rows):
+        by_wall = row["comparisons"].get(WALL, {}).get(stock_of(row))
+        if row["column"] == DEVICE and by_wall and by_wall["verdict"] == "SLOWER":
+            found.append(f"{label(row)} ({times(by_wall['speedup'])})")
+    if not found:
+        return []
+    return [
+        f"One call after another, the host's part and all, stock is faster at {listed(found)}: there the host takes longer to "
+        "launch gdcore's kernels than the GPU takes to run them. A CUDA graph has no such part."
+    ]
 
 
 def _noise(rows: list[Mapping]) -> list[str]:

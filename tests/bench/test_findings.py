@@ -150,3 +150,15 @@ def test_of_nothing_nothing_is_said(make, parts):
 
 def test_a_failed_host_part_is_a_sentence(make):
     assert findings(make.document([], host={"failure": "no kernels"})) == ["No host times: no kernels."]
+
+
+def test_where_the_host_is_the_limit_stock_may_be_faster_end_to_end(make):
+    row = make.row("short", seconds=WON, column="device")
+    row["comparisons"]["wall"] = {
+        "eager": {"baseline": "eager", "speedup": 0.8, "low": 0.7, "high": 0.9, "verdict": "SLOWER"}
+    }
+    text = said(make, row, make.row("long", seconds=WON, column="device"))
+    assert "linear_mse: faster than stock in 2 of 2 cases" in text
+    assert "One call after another, the host's part and all, stock is faster at short (0.80x): there the host" in text
+    row["comparisons"]["wall"]["eager"]["verdict"] = "UNSURE"
+    assert "One call after another" not in said(make, row)

