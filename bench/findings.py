@@ -12,6 +12,7 @@ VERDICTS = (
     ("UNSURE", "Too noisy to tell from"),
     ("SLOWER", "Slower than"),
 )
+WAITING = 1.5  # times as long as its kernels takes a call whose host is the limit
 BUSY = 0.4  # of the cores: above, other work shows in what is measured
 SUBJECTS = {"linear_mse": "linear_mse", "sgd": "A step of gdcore.SGD", "run": "Training"}
 
@@ -25,6 +26,7 @@ def headlines(document: Mapping) -> list[str]:
     """What was found."""
     rows = list(document["cases"].values())
     return [
+        *_unfinished(document),
         *_parity(rows),
         *(sentence for kind in SUBJECTS for sentence in _speed(kind, words.of_kind(document, kind))),
         *_host_bound(rows),
@@ -107,12 +109,21 @@ def _parity(rows: list[Mapping]) -> list[str]:
     return sentences + [f"{label(row)}: {problem}." for row in rows for problem in row.get("problems", ())]
 
 
+def _unfinished(document: Mapping) -> list[str]:
+    if document["finished"]:
+        return []
+    done = len(document["cases"])
+    return [f"The run is not finished: it has {done} case{'s' * (done != 1)} of its profile."]
+
+
 def _host_bound(rows: list[Mapping]) -> list[str]:
     """Where stock is the faster one end to end though it keeps the GPU for longer."""
     found = []
     for row in words.timed(rows):
         by_wall = row["comparisons"].get(WALL, {}).get(stock_of(row))
-        if row["column"] == DEVICE and by_wall and by_wall["verdict"] == "SLOWER":
+        ours = row["peers"][OURS]["times"]
+        waits = row["column"] == DEVICE and WALL in ours and ours[WALL]["p50"] > WAITING * ours[DEVICE]["p50"]
+        if waits and by_wall and by_wall["verdict"] == "SLOWER":
             found.append(f"{label(row)} ({times(by_wall['speedup'])})")
     if not found:
         return []

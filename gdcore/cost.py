@@ -94,10 +94,8 @@ LARGE_TILE, MOST_RESIDENT = 128 * 256, 8
 # Of the time to write what a half-precision product of the library's leaves in float32, what its arithmetic does not hide:
 # measured, H100, 8192 rows, 1024 to 8192 features and outputs.
 WIDE_SHARE = 0.4
-TRUSTED, UNSURE = (
-    1.02,
-    1.10,
-)  # times as fast must a path be predicted, where the products' factors were measured, and elsewhere
+# Times as fast must a path be predicted, where the products' factors were measured, and elsewhere.
+TRUSTED, UNSURE = 1.02, 1.10
 # The library's tiles, with what is assumed that each reaches of the rate; of all, the fastest for a shape is taken.
 LIBRARY_TILES = ((256, 128, 1.0), (128, 128, 0.97), (128, 64, 0.85), (64, 64, 0.7), (64, 32, 0.5), (128, 16, 0.5))
 WIDE_BYTES = (

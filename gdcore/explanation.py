@@ -86,6 +86,7 @@ def plan_of(
     small = small_to_stock and stock_wins_on_cuda(input.numel() + target.numel(), products, input.dtype)
     if small and device is None:
         small = input.is_cuda and not torch.cuda.is_current_stream_capturing()
+    small = small and float32_precision() != "tf32x3"  # which stock has not
     is_large = input.is_cuda and device is None and target.numel() * input.dtype.itemsize >= chunks.LARGE_BYTES
     return plan_for(
         target.numel() // m if m else 0,

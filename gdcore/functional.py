@@ -10,6 +10,7 @@ from .autograd import LinearMSE, run_forward
 from .backends import NOTHING, Wanted, backend_for, load, reference, stock_may_win
 from .explanation import plan_of
 from .plan import stock_wins_on_cpu, stock_wins_on_cuda
+from .precision import float32_precision
 from .validation import check_linear_mse, check_matmul_mse
 
 
@@ -168,6 +169,7 @@ def _host_is_slower(input: Tensor, weight: Tensor, target: Tensor) -> bool:
     products = target.numel() * (input.shape[-1] if input.dim() else 1)
     return (
         stock_wins_on_cuda(input.numel() + target.numel(), products, input.dtype)
+        and float32_precision() != "tf32x3"  # which stock has not
         and not torch.cuda.is_current_stream_capturing()
     )
 

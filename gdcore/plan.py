@@ -206,7 +206,7 @@ def stock_wins_on_cpu(numbers: int, dtype: torch.dtype, target_dtype: torch.dtyp
     return numbers * dtype.itemsize <= _STOCK_BYTES or reduction == "none"
 
 
-# Beside an H100, stock's loss and gradient took 250 to 300 µs of a slow host up to 17 million numbers, and the kernels' 100 to 150
+# Beside an H100, stock's loss and gradient took 290 to 360 µs of a slow host up to 17 million numbers, and the kernels' 130 to 320
 # more. A fast host needs a third of that. A million numbers take stock's own kernels 30 µs, which no host undercuts.
 _STOCK_NUMBERS_CUDA, _STOCK_PRODUCTS_CUDA = 1 << 20, 1 << 27
 

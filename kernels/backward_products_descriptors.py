@@ -17,9 +17,8 @@ from .common import dot
 from .configs import Config
 from .tiles import descriptor, grouped_tile
 
-SUM_STAGES = tl.constexpr(
-    3
-)  # of the loop that also sums E: with four, a third tile in each does not fit in shared memory
+# Of the loop that also sums E: with four, a third tile in each does not fit in shared memory.
+SUM_STAGES = tl.constexpr(3)
 
 
 @triton.jit

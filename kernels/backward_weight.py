@@ -10,7 +10,8 @@ Bytes   E (and a grad_output matrix) once per tile column (⌈K / BLOCK_K⌉ tim
 Tiling  BLOCK_M × BLOCK_K of dW in registers, N in steps of BLOCK_N. M × K has few tiles when N is large, so the rows
         are cut into contiguous parts to fill the GPU: each part writes its own tile of a workspace, and a second kernel
         adds the parts in order. No atomics: bitwise repeatable. db costs no pass of its own: the programs of the first
-        tile column add up the tiles of E that they load for the product, before these are rounded for it.
+        tile column add up their tiles of E, before these are rounded for the product; half types and TF32, which are
+        not, they load once more for it (buffers.py).
 """
 
 import torch

@@ -11,6 +11,7 @@ import re
 NAME = r"%[\w#]+"
 VIEW = re.compile(rf"({NAME}) = ttg\.memdesc_\w+ ({NAME})")
 ALLOCATED = re.compile(rf"({NAME}) = ttg\.local_alloc")
+CARRIED = re.compile(rf"({NAME}) = ({NAME})(?=[,)])")  # by a loop, from step to step
 PRODUCT = re.compile(rf"ttng\.warp_group_dot ({NAME}), ({NAME})")
 READ = re.compile(rf"ttg\.local_load ({NAME})")
 
@@ -26,6 +27,9 @@ def read_twice(ttgir: str) -> list[str]:
     for number, line in enumerate(ttgir.splitlines()):
         if found := ALLOCATED.search(line):
             buffers[found[1]] = found[1], number
+        elif "iter_args(" in line:
+            carried = CARRIED.findall(line[line.index("iter_args(") :])
+            buffers |= {name: buffers[first] for name, first in carried if first in buffers}
         elif found := VIEW.search(line):
             buffers[found[1]] = buffers.get(found[2], (found[2], -1))
         elif found := PRODUCT.search(line):

@@ -388,8 +388,6 @@ def elementwise_tile(columns: int) -> tuple[int, int]:
 
 COLUMN_SUMS_BLOCK = 128  # columns of a program of column_sums
 COLUMN_SUMS_TILES = 4  # of a part of the rows, or the launch that adds the parts is worth less than it takes
-
-
 COLUMN_SUMS_BYTES = 4 << 20  # of a matrix: of a smaller one PyTorch's sum takes one launch, and little memory
 
 

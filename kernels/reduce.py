@@ -6,7 +6,8 @@ then added by a tree. No atomics: the result is bitwise the same from run to run
 rows / BLOCK_N + log2(BLOCK_N) instead of with the number of rows.
 
 Moves rows * columns elements in and columns elements out, one addition for each element read. Of the skinny kernels there
-are at most a few thousand rows, in L2 from the kernel before: the launch is what it costs. one_pass_tall leaves few rows of
+are at most a few thousand rows, in L2 from the kernel before: the launch is what it costs, and a trip to L2 for each round,
+of which there are few. one_pass_tall leaves few rows of
 up to a quarter of a million columns, tens of MB, which take hundreds of programs and 16-byte loads: its rows begin with
 `lead` columns, so that what follows is aligned, and the first sum is that of `losses` of them.
 """

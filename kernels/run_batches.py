@@ -152,7 +152,8 @@ def run_batches(
     order
         Contiguous. Reaches as far as the last batch of this launch; nothing beyond is read.
     state_in, state_out
-        In the accumulator's dtype. Two tensors, so that a launch can be repeated. Without momentum its half is copied.
+        In the accumulator's dtype. Two tensors, so that a launch can be repeated. Without momentum its half is
+        copied and not used: any numbers do.
     losses : Tensor
         Receives the loss of each step's batch, from before its update.
     trajectory : Tensor or None

@@ -184,7 +184,8 @@ def run_grid(
     input, target
         float64, float32, float16 or bfloat16, any strides. An `input` that is not contiguous and aligned is copied first.
     state_in, state_out
-        In the accumulator's dtype. Two tensors, so that a launch can be repeated. Without momentum its half is copied.
+        In the accumulator's dtype. Two tensors, so that a launch can be repeated. Without momentum its half is
+        copied and not used: any numbers do.
     losses : Tensor
         Receives the loss of each step, from before its update.
     trajectory : Tensor or None

@@ -78,9 +78,8 @@ def descriptor(tensor: Tensor | None, rows: int, columns: int) -> TensorDescript
     """A row-major matrix in blocks of rows × columns."""
     if tensor is None:
         return None
-    if not hasattr(
-        _thread, "launched"
-    ):  # the driver encodes descriptors in a context, which a thread has from its first launch on
+    if not hasattr(_thread, "launched"):
+        # The driver encodes descriptors in a context, which a thread has from its first launch on.
         tensor.new_zeros(1)
         _thread.launched = True
     return TensorDescriptor.from_tensor(tensor, [rows, columns])

@@ -56,12 +56,14 @@ class Stepper:
         return [(member, member.param.grad) for member in self.members if member.param.grad is not None]
 
     def _scaled(self, grad: Tensor, grad_scale: Tensor | None, norm: Tensor | None) -> Tensor:
+        if grad_scale is None and norm is None:
+            return grad
         scaled = grad.float() if grad.dtype in HALF else grad  # a scale of 65,536 is no float16
         if grad_scale is not None:
             scaled = scaled / _scalar(grad_scale, grad)
         if norm is not None:
             scaled = scaled * (self.owner.max_norm / (_scalar(norm, grad) + 1e-6)).clamp(max=1.0).to(scaled.dtype)
-        return scaled.to(grad.dtype) if scaled is not grad else grad
+        return scaled.to(grad.dtype)
 
     def _step_group(
         self, group: dict[str, Any], members: list[Member], grad_scale: Tensor | None, norm: Tensor | None

@@ -256,10 +256,12 @@ class Stepper:
             self._set_group(i)
         self.addresses, self.missing = None, 0
         self._set_addresses()
-        upload = self._upload
-        self.chunks, self.rows = upload(torch.from_numpy(table.chunks)), upload(torch.from_numpy(table.rows))
-        self.layouts, self.dynamic = upload(torch.from_numpy(table.layouts)), upload(self.staging)
-        self.zero, self.one = upload(torch.zeros(1, device="cpu")), upload(torch.ones(1, device="cpu"))
+        self.chunks, self.rows = (
+            self._upload(torch.from_numpy(table.chunks)),
+            self._upload(torch.from_numpy(table.rows)),
+        )
+        self.layouts, self.dynamic = self._upload(torch.from_numpy(table.layouts)), self._upload(self.staging)
+        self.zero, self.one = self._upload(torch.zeros(1, device="cpu")), self._upload(torch.ones(1, device="cpu"))
         self.tables = (self.chunks, self.rows, self.layouts, self.dynamic, self.zero, self.one)
         self.grads, self.group_rows = self.own_views = self._views(self.dynamic)
         self.built = True

@@ -8,6 +8,7 @@ from torch import Tensor
 from ..autograd import run_backward, run_forward
 from ..backends import Wanted, load
 from ..explanation import plan_of
+from ..step_run import step_plan
 from ..update import Update, apply_
 from . import group
 from .engine import Engine
@@ -43,8 +44,7 @@ class StepRun(Engine):
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         """The loss before the update."""
-        wanted = Wanted(weight=True, bias=self.bias is not None)
-        plan = plan_of(self.backend, x, self.weight, y, self.bias, "mean", wanted, small_to_stock=False)
+        plan = step_plan(self.backend, x, self.weight, y, self.bias)
         return load(self.backend).step(
             x, self.weight, y, self.bias, self.update, self.momentum, self.bias_momentum, plan, **self.options
         )

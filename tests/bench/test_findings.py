@@ -157,8 +157,18 @@ def test_where_the_host_is_the_limit_stock_may_be_faster_end_to_end(make):
     row["comparisons"]["wall"] = {
         "eager": {"baseline": "eager", "speedup": 0.8, "low": 0.7, "high": 0.9, "verdict": "SLOWER"}
     }
+    ours = row["peers"]["gdcore"]["times"]
+    ours["wall"] = {**ours["device"], "p50": 2 * ours["device"]["p50"]}
     text = said(make, row, make.row("long", seconds=WON, column="device"))
     assert "linear_mse: faster than stock in 2 of 2 cases" in text
     assert "One call after another, the host's part and all, stock is faster at short (0.80x): there the host" in text
+    ours["wall"]["p50"] = 1.2 * ours["device"]["p50"]  # the kernels are most of it
+    assert "One call after another" not in said(make, row)
+    ours["wall"]["p50"] *= 2
     row["comparisons"]["wall"]["eager"]["verdict"] = "UNSURE"
     assert "One call after another" not in said(make, row)
+
+
+def test_a_run_that_is_not_finished_says_so_first(make):
+    assert "not finished" not in said(make, make.row())
+    assert said(make, make.row(), finished=None).startswith("The run is not finished: it has 1 case of its profile.")
