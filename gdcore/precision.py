@@ -34,7 +34,9 @@ def use_float32_precision(name: str) -> Iterator[None]:
         operand into two TF32 numbers, a = a₁ + a₂, and adds a₁b₁ + a₁b₂ + a₂b₁ on the tensor cores: about 22 bits of
         each operand enter in place of float32's 24 and TF32's 11, for three products in place of one. It concerns the
         products in gdcore's own kernels; CPU tensors and other dtypes are not touched. A backward pass multiplies
-        as its forward pass did. The environment variable GDCORE_FLOAT32_PRECISION sets the default at import.
+        as its forward pass did; not so under torch.compile, where each pass asks when it runs, and on CUDA the backward
+        pass runs in a thread of autograd's, which sees the default alone. The environment variable
+        GDCORE_FLOAT32_PRECISION sets the default at import.
 
     Raises
     ------

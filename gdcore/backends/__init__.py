@@ -69,7 +69,9 @@ def use_backend(name: str) -> Iterator[None]:
     name : {"auto", "triton", "cpu", "reference"}
         "auto" takes Triton kernels for CUDA tensors (compute capability 8.0 or later); for CPU tensors the streaming
         path, or stock where that is as fast; stock PyTorch for everything else. "cpu" streams every shape. "triton"
-        accepts CPU tensors only when Triton's interpreter is on (TRITON_INTERPRET=1).
+        accepts CPU tensors only when Triton's interpreter is on (TRITON_INTERPRET=1). A backward pass is computed by who
+        computed the forward pass; under torch.compile each asks when it runs, on CUDA in a thread of autograd's, which
+        sees the default alone.
 
     Raises
     ------

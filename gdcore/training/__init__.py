@@ -111,6 +111,8 @@ def fit(
     sums are added over all of them, and all get the same result.
 
     Bytes moved: "resident" and "grid" read N (K + M) numbers once for the whole run, "gram" too; the others once a step.
+    On CUDA, "steps" on half-precision rows whose products tensor cores make read the parameters rounded to the rows' type,
+    as under autocast; rows of few features and outputs are multiplied in float32.
     "gram" accumulates in float64, centred and anchored at the start (see training/gram.py): losses are right to about
     1e-16 · first loss / loss.
     """
