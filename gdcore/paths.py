@@ -50,6 +50,8 @@ def choose(found: list["Plan"], asked: Asked, may_be_stock: bool) -> "Plan":
     by_path["stock"] = dataclasses.replace(stock, launches=cost.launches_of(stock, asked))
     seconds = {path: p.predicted_seconds for path, p in by_path.items()}
     near = cost.trusted_to(first.device, first.dtype, first.input_precision)
+    rounds = first.dtype.itemsize == 2 or first.input_precision == "tf32x3"  # stock's is not quite the same result
+    margin = NEAR if rounds else cost.TRUSTED
     if timed:
         path = min(timed, key=timed.__getitem__)
         reason = f"measured: {row.words(path)}"
@@ -60,24 +62,26 @@ def choose(found: list["Plan"], asked: Asked, may_be_stock: bool) -> "Plan":
         path = min(considered, key=seconds.__getitem__)
         if "library" in seconds and seconds["library"] <= near * seconds[path]:
             path = "library"
-        if may_be_stock and seconds[path] > NEAR * seconds["stock"]:
-            path = "stock"  # half types, where ours rounds less and moves more
+        if may_be_stock and seconds[path] > margin * seconds["stock"]:
+            path = "stock"  # mostly half types, where ours rounds less and moves more
         reason = by_path[path].why
     told = []
     for name, total in sorted(seconds.items(), key=lambda item: item[1]):
         made = by_path[name].launches
-        why_not = "" if name == path else _why_not(name, total, path, seconds[path], timed, near)
+        why_not = "" if name == path else _why_not(name, total, path, seconds[path], timed, near, margin)
         told.append(Alternative(name, total, len(made), cost.bound_of(made), why_not))
     return dataclasses.replace(by_path[path], why=reason, alternatives=tuple(told), measured=row)
 
 
-def _why_not(name: str, total: float, chosen: str, seconds: float, timed: dict[str, float], near: float) -> str:
+def _why_not(
+    name: str, total: float, chosen: str, seconds: float, timed: dict[str, float], near: float, margin: float
+) -> str:
     if name in timed:
         return f"measured {timed[name] / timed[chosen]:.2f} times as long"
     if timed and name != "stock":
         return "not measured, where others are"
     if name == "stock" and total < seconds:
-        return f"predicted less than {NEAR - 1:.0%} faster, and half types it rounds first"
+        return f"predicted less than {margin - 1:.0%} faster, and half types it rounds first"
     if name == "stock":
         return "writes the prediction and reads it three times; half types it rounds first"
     if total < seconds and name in TILED and chosen != "library":
