@@ -5,8 +5,9 @@ from torch import Tensor
 
 from . import autocast, chunks, devices
 from .backends import Wanted, backend_for, stock_may_win
-from .cost import Alternative, bound_of
+from .cost import Alternative
 from .kernels.configs import rows_per_tile
+from .launches import bound_of
 from .plan import Plan, plan_for, stock_wins_on_cuda
 from .precision import float32_precision
 from .validation import check_linear_mse

@@ -2,7 +2,7 @@
 
 Where the paths of a shape (or of one near it) were measured on this kind of GPU, the fastest measured one is taken.
 Otherwise the predicted times decide (cost.py), and as a prediction errs, the library's products are taken where they are as
-near to the fastest as it may err (cost.trusted_to): what is gained by less is not worth losing to stock by as much.
+near to the fastest as it may err (rates.trusted_to): what is gained by less is not worth losing to stock by as much.
 """
 
 import dataclasses
@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from . import cost, measured
+from . import cost, measured, rates
 from .cost import Alternative, Asked
 from .kernels import configs
 from .kernels.configs import Config
+from .launches import bound_of, predicted_seconds
 from .tuned import Entry
 
 if TYPE_CHECKING:  # plan imports this module
@@ -22,7 +23,7 @@ if TYPE_CHECKING:  # plan imports this module
 SKINNY = {"one_pass_rows", "one_pass_vector", "one_pass_dot"}
 TILED = {"tiled", "epilogue"}  # whose forward product is the tiled kernel
 MOST_GRIDS = 6  # of one_pass_tall, each with half as many parts as the one before
-NEAR = cost.UNSURE  # that a path must be predicted to be faster than stock, of whose kernels few were measured
+NEAR = rates.UNSURE  # that a path must be predicted to be faster than stock, of whose kernels few were measured
 
 
 def candidates(plan: "Plan", asked: Asked, family: str | None, why: str) -> list["Plan"]:
@@ -49,9 +50,9 @@ def choose(found: list["Plan"], asked: Asked, may_be_stock: bool) -> "Plan":
     stock = dataclasses.replace(first, path="stock", config=None, why=why, input_precision=precision)
     by_path["stock"] = dataclasses.replace(stock, launches=cost.launches_of(stock, asked))
     seconds = {path: p.predicted_seconds for path, p in by_path.items()}
-    near = cost.trusted_to(first.device, first.dtype, first.input_precision)
+    near = rates.trusted_to(first.device, first.dtype, first.input_precision)
     rounds = first.dtype.itemsize == 2 or first.input_precision == "tf32x3"  # stock's is not quite the same result
-    margin = NEAR if rounds else cost.TRUSTED
+    margin = NEAR if rounds else rates.TRUSTED
     if timed:
         path = min(timed, key=timed.__getitem__)
         reason = f"measured: {row.words(path)}"
@@ -69,7 +70,7 @@ def choose(found: list["Plan"], asked: Asked, may_be_stock: bool) -> "Plan":
     for name, total in sorted(seconds.items(), key=lambda item: item[1]):
         made = by_path[name].launches
         why_not = "" if name == path else _why_not(name, total, path, seconds[path], timed, near, margin)
-        told.append(Alternative(name, total, len(made), cost.bound_of(made), why_not))
+        told.append(Alternative(name, total, len(made), bound_of(made), why_not))
     return dataclasses.replace(by_path[path], why=reason, alternatives=tuple(told), measured=row)
 
 
@@ -125,13 +126,13 @@ def _one_pass(plan: "Plan", asked: Asked, family: str, why: str) -> "Plan":
         grids.append(dataclasses.replace(made, programs=parts * blocks))
     if len(grids) == 1:
         return grids[0]
-    return min(grids, key=lambda grid: cost.predicted_seconds(cost.launches_of(grid, asked)))
+    return min(grids, key=lambda grid: predicted_seconds(cost.launches_of(grid, asked)))
 
 
 def _with_faster_input_gradient(plan: "Plan", asked: Asked) -> "Plan":
     """The plan with dX by the library, which is no input_config, where that is predicted to be as fast."""
     by_library = dataclasses.replace(plan, input_config=None)
-    ours, theirs = (cost.predicted_seconds(cost.input_gradient(p, asked)) for p in (plan, by_library))
+    ours, theirs = (predicted_seconds(cost.input_gradient(p, asked)) for p in (plan, by_library))
     return by_library if theirs <= NEAR * ours else plan
 
 
@@ -155,8 +156,8 @@ def _tiled(plan: "Plan", asked: Asked) -> "Plan":
 
     def seconds(variant: "Plan") -> float:
         """The forward product on descriptors was measured, the one on pointers was not where arithmetic is the limit."""
-        doubt = cost.TRUSTED if variant.forward_config is None else 1.0
-        return doubt * cost.predicted_seconds(cost.launches_of(variant, asked))
+        doubt = rates.TRUSTED if variant.forward_config is None else 1.0
+        return doubt * predicted_seconds(cost.launches_of(variant, asked))
 
     return min(variants, key=seconds)
 

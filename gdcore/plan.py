@@ -7,12 +7,15 @@ import torch
 
 from . import chunks, cost, paths
 from .backends import Wanted
-from .cost import Alternative, Asked, Launch
+from .cost import Alternative, Asked
 from .devices import CPU, Device
 from .kernels import configs, resources
 from .kernels.configs import Config, accumulator_dtype
+from .launches import Launch, predicted_seconds
 from .measured import Row
+from .rates import kind_of
 from .tuned import Entry
+from .workspace import workspace_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -71,7 +74,7 @@ class Plan:
         if self.tuned is not None:
             return self.tuned.compiled
         if self.forward_config is not None and self.path in ("tiled", "epilogue"):
-            name = f"forward_descriptors {cost.kind_of(self.dtype, self.input_precision)}"
+            name = f"forward_descriptors {kind_of(self.dtype, self.input_precision)}"
             made = resources.table().get(name, {}).get(str(self.device.architecture))
             return made and {"variant": name, **made}
         return resources.nearest(
@@ -92,7 +95,7 @@ class Plan:
     @property
     def predicted_seconds(self) -> float | None:
         """Of forward and backward on the chosen path, launches included; None for a CPU."""
-        return cost.predicted_seconds(self.launches) if self.launches else None
+        return predicted_seconds(self.launches) if self.launches else None
 
     @property
     def memory_seconds(self) -> float:
@@ -299,7 +302,7 @@ def _in_chunks(plan: Plan, asked: Asked, free_bytes: int | None) -> Plan:
     short = None
     if free_bytes is not None:
         left = free_bytes - chunk_sizes(plan, target_dtype, wanted, has_bias).fixed
-        short = cost.workspace_of(plan, asked) > max(left, 0) // 2
+        short = workspace_of(plan, asked) > max(left, 0) // 2
     base = plan
     if plan.path not in ("tiled", "epilogue", "library"):  # a one-pass kernel that keeps E for dX, or stock
         if not short:
@@ -311,9 +314,9 @@ def _in_chunks(plan: Plan, asked: Asked, free_bytes: int | None) -> Plan:
     # The epilogue path's forward product is on descriptors, and of a chunk's there is one on pointers: either may be faster.
     options = {"tiled": (True,), "epilogue": (True, False)}.get(base.path, (False,))
     made = [_chunked(base, plan, rows, tiled) for tiled in options]
-    seconds = [cost.predicted_seconds(cost.launches_of(chunked, asked)) for chunked in made]
+    seconds = [predicted_seconds(cost.launches_of(chunked, asked)) for chunked in made]
     least = min(seconds)
-    fits = short or least <= SLOWER * cost.predicted_seconds(plan.launches)
+    fits = short or least <= SLOWER * predicted_seconds(plan.launches)
     return made[seconds.index(least)] if fits else plan
 
 
@@ -426,7 +429,7 @@ def _with_launches(plan: Plan, asked: Asked) -> Plan:
         bytes_read=sum(launch.read for launch in launches),
         bytes_written=sum(launch.written for launch in launches),
         flops=sum(launch.flops for launch in launches),
-        workspace_bytes=cost.workspace_of(plan, asked),
+        workspace_bytes=workspace_of(plan, asked),
     )
 
 

@@ -13,7 +13,7 @@ As many launches as stock has, or fewer, and less traffic: where the products ar
 import torch
 from torch import Tensor
 
-from .. import cost
+from .. import cost, workspace
 from ..cost import Asked
 from ..kernels.backward_input import backward_input
 from ..kernels.backward_target import backward_target
@@ -34,7 +34,7 @@ def forward(input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, 
     squares = input.new_empty(n, m, dtype=loss_dtype) if reduction == "none" else None
     narrow = input.dtype is not wide
     residual = input.new_empty(n, m, dtype=loss_dtype) if plan.store_residual and narrow else None
-    rows = max(1, cost.WIDE_BYTES // (wide.itemsize * m)) if narrow else n  # E itself is what a whole P becomes
+    rows = max(1, workspace.WIDE_BYTES // (wide.itemsize * m)) if narrow else n  # E itself is what a whole P becomes
     partials = []
     for first in range(0, n, rows):
         part = slice(first, first + rows)

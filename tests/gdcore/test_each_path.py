@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 
-from gdcore import cost, devices, plan
+from gdcore import devices, plan, workspace
 from gdcore.autograd import LinearMSE
 from gdcore.backends import Wanted, load, reference
 from gdcore.kernels.configs import Config
@@ -112,7 +112,7 @@ def test_the_epilogue_path_takes_tensors_that_its_descriptors_do_not():
 def test_a_wide_prediction_is_made_in_parts(monkeypatch):
     tensors = draw(20, 20, 18, torch.bfloat16)
     whole, _ = run(by("library"), tensors)
-    monkeypatch.setattr(cost, "WIDE_BYTES", 7 * 18 * 4)
+    monkeypatch.setattr(workspace, "WIDE_BYTES", 7 * 18 * 4)
     assert_parity(by("library"), tensors)
     assert_parity(by("library"), tensors, (), "none")
     torch.testing.assert_close(run(by("library"), tensors)[0], whole)

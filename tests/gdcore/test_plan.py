@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gdcore
-from gdcore import cost, devices
+from gdcore import cost, devices, rates, workspace
 from gdcore.backends import NOTHING, Wanted
 from gdcore.devices import A100, B200, CPU, H200
 from gdcore.plan import every_path, plan_for
@@ -81,8 +81,8 @@ def test_a_path_that_is_predicted_to_be_little_faster_than_the_library_is_not_ta
     seconds = {other.path: other.seconds for other in plan.alternatives}
     assert seconds["tiled"] < seconds["library"] < 1.1 * seconds["tiled"]
     assert plan.path == "tiled"
-    measured = [cost.trusted_to(device, torch.float16, "ieee") for device in (A100, H200, B200)]
-    assert measured == [1.10, 1.02, 1.10] and cost.trusted_to(H200, torch.float32, "tf32") == 1.10
+    measured = [rates.trusted_to(device, torch.float16, "ieee") for device in (A100, H200, B200)]
+    assert measured == [1.10, 1.02, 1.10] and rates.trusted_to(H200, torch.float32, "tf32") == 1.10
 
 
 def test_the_epilogue_path_is_offered_where_its_product_is_on_descriptors():
@@ -136,7 +136,7 @@ def test_memory_of_float16_gradients_by_hand(path):
         plans = every_path(n, k, m, dtype=torch.float16, wanted=wanted, device=H200)
         made = dataclasses.replace(next(p for p in plans if p.path == path), input_config=None)
         asked = cost.Asked(torch.float16, wanted, "mean", True, False)
-        assert cost.workspace_of(made, asked) == e + max(forward, late)
+        assert workspace.workspace_of(made, asked) == e + max(forward, late)
 
 
 @pytest.mark.parametrize("input_precision", ["ieee", "tf32", "tf32x3"])

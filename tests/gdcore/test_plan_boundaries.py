@@ -9,12 +9,12 @@ import torch
 
 import gdcore
 from gdcore.backends import Wanted
-from gdcore.cost import TRUSTED
 from gdcore.devices import A100, B200, H200
 from gdcore.kernels import configs
 from gdcore.kernels.configs import TALL_LIMIT
 from gdcore.paths import NEAR
 from gdcore.plan import plan_for
+from gdcore.rates import TRUSTED
 from support import DTYPES, NAMES, assert_parity, draw
 
 EDGES = (1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257, 511, 512, 513, 2047, 2048, 2049)
