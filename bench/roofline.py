@@ -17,11 +17,13 @@ CACHE_BYTES = 64 << 20  # of the last level: operands that fit need not come fro
 
 
 def predicted_seconds(plan: Plan | RunPlan, dtype: torch.dtype, ceilings: Ceilings) -> float:
-    """On a GPU the plan's own model, path by path. Else its bytes and FLOPs at the measured rates, whichever takes longer; of
-    a run all of them; calls and launches are not in it.
+    """On a GPU the plan's own model, path by path, or step by step. Else its bytes and FLOPs at the measured rates, whichever
+    takes longer; of a run all of them; calls and launches are not in it.
     """
     if isinstance(plan, Plan) and plan.predicted_seconds is not None:
         return plan.predicted_seconds
+    if isinstance(plan, RunPlan) and plan.predicted_step_seconds is not None:
+        return plan.spec.steps * plan.predicted_step_seconds
     by_bytes = plan.bytes_read / ceilings.read + plan.bytes_written / ceilings.copy
     return max(by_bytes, plan.flops / ceilings.rate(dtype))
 

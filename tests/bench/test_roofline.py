@@ -4,10 +4,13 @@ import pytest
 import torch
 
 import gdcore
+from gdcore import devices
 from gdcore.bench.cases import Case
 from gdcore.bench.ceilings import Ceilings
 from gdcore.bench.measure import _plan
 from gdcore.bench.roofline import CACHE_BYTES, explained, predicted_seconds
+from gdcore.training.plan import plan_run
+from gdcore.training.spec import Spec
 
 KNOWN = Ceilings(read=1e9, copy=2e9, product={"float32": 1e10})
 CPU = torch.device("cpu")
@@ -58,6 +61,13 @@ def test_where_they_differ_the_likeliest_reason_is_said(given, device, said):
 
 def test_a_run_s_prediction_is_of_all_its_updates():
     assert explained(row(0.1, predicted=0.1, updates=1000), "cpu") is None
+
+
+def test_a_run_on_a_gpu_is_predicted_step_by_step():
+    spec = Spec(n=100, k=2, m=1, dtype=torch.float32, steps=70, lr=0.1)
+    plan = plan_run(spec, devices.H200, "triton")
+    assert plan.method == "resident"
+    assert predicted_seconds(plan, torch.float32, KNOWN) == 70 * plan.predicted_step_seconds
 
 
 def test_a_prediction_is_bytes_or_arithmetic_whichever_takes_longer():
