@@ -12,8 +12,8 @@ if not torch.cuda.is_available():
 SEED = int(os.environ.get("GDCORE_SEED", random.SystemRandom().randrange(2**31)))
 
 
-# Files with hundreds of like cases: of these a run of the whole suite takes a random third, another one each time, and of
-# the kernels that ship it compiles a random third.
+# Files with hundreds of like cases: of these a run of the whole suite takes a random fifth, another one each time, and of
+# the kernels that ship it compiles a random fifth.
 # GDCORE_ALL=1 takes all, and so does naming a file.
 SAMPLED = {
     "gdcore": (
@@ -64,9 +64,9 @@ def pytest_collection_modifyitems(config, items):
     left_out = set()
     for same in cases.values():
         if len(same) > FEW:
-            left_out.update(random.Random(SEED).sample(same, 2 * (len(same) - FEW) // 3))
+            left_out.update(random.Random(SEED).sample(same, 4 * (len(same) - FEW) // 5))
     for by_name in kernels.values():
-        for name in random.Random(SEED).sample(sorted(by_name), 2 * len(by_name) // 3):
+        for name in random.Random(SEED).sample(sorted(by_name), 4 * len(by_name) // 5):
             left_out.update(by_name[name])
     items[:] = [item for item in items if item not in left_out]
     config.hook.pytest_deselected(items=list(left_out))

@@ -1,6 +1,7 @@
 """What the benchmark's tests share: a small case, and a stand-in for compilation, which takes seconds."""
 
 import copy
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import SimpleNamespace
 
@@ -15,6 +16,14 @@ from gdcore.bench.peers import Workload
 from gdcore.bench.results import SCHEMA
 from gdcore.bench.selection import Selection
 from gdcore.bench.timing import verdict
+
+
+@pytest.fixture(autouse=True)
+def _heard() -> Iterator[None]:
+    """Ctrl-C is heard, also where the tests run in the background of a shell, which has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
