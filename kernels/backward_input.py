@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .common import dot
 from .configs import Config
+from .launch import launch
 from .tiles import accumulator, grouped_tile, wrapped
 
 
@@ -143,7 +144,9 @@ def backward_input(
     n, m = residual.shape
     k = weight.shape[1]
     matrix = grad_output.dim() == 2
-    backward_input_kernel[(-(-n // config.block_n) * -(-k // config.block_k),)](  # one program a tile of the output
+    launch(
+        backward_input_kernel,
+        (-(-n // config.block_n) * -(-k // config.block_k),),  # one program a tile of the output
         residual,
         weight,
         grad_output,

@@ -19,6 +19,7 @@ from torch import Tensor
 from .backward_input import product_over_outputs
 from .backward_weight import add_parts_kernel, product_over_rows
 from .configs import SUM_BLOCK, Config, accumulator_dtype, epilogue_parts
+from .launch import launch
 from .tiles import accumulator, grouped_tile, halves, wrapped
 
 
@@ -176,25 +177,27 @@ def backward_products(
     dW (M, K) and db (M,), or None without want_bias, of out_dtype, contiguous. Bitwise repeatable for one config and
     split, whatever programs is.
     """
-    launch = Launch(residual, input, config, split, want_bias, out_dtype, programs)
-    backward_products_kernel[(launch.programs,)](
+    work = Launch(residual, input, config, split, want_bias, out_dtype, programs)
+    launch(
+        backward_products_kernel,
+        (work.programs,),
         residual,
         input,
         weight,
         grad_output,
         out_input,
-        *launch.outputs,
+        *work.outputs,
         scale,
-        *launch.sizes,
+        *work.sizes,
         *residual.stride(),
         *input.stride(),
         *weight.stride(),
         *out_input.stride(),
-        EVEN=launch.m % config.block_m == 0 and launch.n % config.block_m == 0,
+        EVEN=work.m % config.block_m == 0 and work.n % config.block_m == 0,
         INPUT_PRECISION=input_precision,
-        **launch.constants,
+        **work.constants,
     )
-    return launch.gradients(grad_output, scale)
+    return work.gradients(grad_output, scale)
 
 
 class Launch:
@@ -250,7 +253,9 @@ class Launch:
         if self.workspace is not None:
             elements = self.m * self.k
             size = elements if self.bias_grad is None else elements + self.m
-            add_parts_kernel[(-(-size // SUM_BLOCK),)](  # one program a block of gradients
+            launch(
+                add_parts_kernel,
+                (-(-size // SUM_BLOCK),),  # one program a block of gradients
                 self.workspace,
                 grad_output,
                 self.weight_grad,

@@ -15,6 +15,7 @@ from torch import Tensor
 from .backward_products import Launch, store_tile, task
 from .common import dot
 from .configs import Config
+from .launch import launch
 from .tiles import descriptor, grouped_tile
 
 # Of the loop that also sums E: with four, a third tile in each does not fit in shared memory.
@@ -143,19 +144,21 @@ def backward_products_descriptors(
     descriptors_fit(residual, input, weight) of tiles.py must hold.
     """
     rows, columns, step = config.block_n, config.block_k, config.block_m
-    launch = Launch(residual, input, config, split, want_bias, out_dtype, programs)
-    backward_products_descriptors_kernel[(launch.programs,)](
+    work = Launch(residual, input, config, split, want_bias, out_dtype, programs)
+    launch(
+        backward_products_descriptors_kernel,
+        (work.programs,),
         descriptor(residual, rows, step),
         descriptor(residual, step, rows),
         descriptor(input, step, columns),
         descriptor(weight, step, columns),
         grad_output,
         out_input,
-        *launch.outputs,
+        *work.outputs,
         scale,
-        *launch.sizes,
+        *work.sizes,
         *out_input.stride(),
         INPUT_PRECISION=input_precision,
-        **launch.constants,
+        **work.constants,
     )
-    return launch.gradients(grad_output, scale)
+    return work.gradients(grad_output, scale)

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .configs import elementwise_tile
+from .launch import launch
 from .tiles import accumulator, as_long_rows, blocks_of
 
 
@@ -76,7 +77,9 @@ def backward_target(
     if not matrix:
         strides = [*strides, (0, 0)]
     block_n, block_m = elementwise_tile(m)
-    backward_target_kernel[(-(-n // block_n) * -(-m // block_m),)](  # one program a tile
+    launch(
+        backward_target_kernel,
+        (-(-n // block_n) * -(-m // block_m),),  # one program a tile
         residual,
         grad_output,
         out,

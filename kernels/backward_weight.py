@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .common import dot
 from .configs import SUM_BLOCK, Config, accumulator_dtype
+from .launch import launch
 from .tiles import accumulator, grouped_tile, wrapped
 
 
@@ -231,7 +232,9 @@ def backward_weight(
         workspace = torch.empty((split, m * k + m), dtype=accumulator_dtype(input.dtype), device=device)
     blocks = -(-n // config.block_n)
     tiles = -(-m // config.block_m) * -(-k // config.block_k)
-    backward_weight_kernel[(tiles, split)](  # a program for every tile of dW and every part of the rows
+    launch(
+        backward_weight_kernel,
+        (tiles, split),  # a program for every tile of dW and every part of the rows
         residual,
         input,
         grad_output,
@@ -260,7 +263,9 @@ def backward_weight(
     )
     if workspace is not None:
         size = m * k + (m if want_bias else 0)
-        add_parts_kernel[(-(-size // SUM_BLOCK),)](  # one program a block of gradients
+        launch(
+            add_parts_kernel,
+            (-(-size // SUM_BLOCK),),  # one program a block of gradients
             workspace,
             grad_output,
             weight_grad,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .backward_weight import backward_weight_kernel, product_over_rows
 from .configs import SUM_BLOCK, Config, accumulator_dtype
+from .launch import launch
 from .step import Step, numbers_of, update_at
 from .tiles import accumulator, grouped_tile, wrapped
 
@@ -143,11 +144,7 @@ def backward_weight_step(
     """
     n, m = residual.shape
     k = input.shape[1]
-    strides = {
-        "stride_weight_m": step.weight.stride(0),
-        "stride_weight_k": step.weight.stride(1),
-        "stride_bias": 0 if step.bias is None else step.bias.stride(0),
-    }
+    strides = *step.weight.stride(), 0 if step.bias is None else step.bias.stride(0)
     tiles = -(-m // config.block_m) * -(-k // config.block_k)
     blocks = -(-n // config.block_n)
     common = {
@@ -162,26 +159,29 @@ def backward_weight_step(
         "enable_fp_fusion": True,
     }
     if split == 1:
-        backward_weight_step_kernel[(tiles,)](  # a program for every tile of W
+        launch(
+            backward_weight_step_kernel,
+            (tiles,),  # a program for every tile of W
             residual,
             input,
             step.weight,
             step.bias,
-            **step.arguments(),
-            scale=scale,
-            N=n,
-            K=k,
-            M=m,
-            stride_residual_n=residual.stride(0),
-            stride_residual_m=residual.stride(1),
-            stride_input_n=input.stride(0),
-            stride_input_k=input.stride(1),
-            **strides,
+            *step.tensors(),
+            scale,
+            *step.numbers(),
+            n,
+            k,
+            m,
+            *residual.stride(),
+            *input.stride(),
+            *strides,
             **common,
         )
         return
     workspace = torch.empty((split, m * k + m), dtype=accumulator_dtype(input.dtype), device=input.device)
-    backward_weight_kernel[(tiles, split)](  # a program for every tile of dW and every part of the rows
+    launch(
+        backward_weight_kernel,
+        (tiles, split),  # a program for every tile of dW and every part of the rows
         residual,
         input,
         residual,  # stands for the upstream gradient, which a workspace never reads
@@ -201,16 +201,19 @@ def backward_weight_step(
         WORKSPACE=True,
         **common,
     )
-    add_parts_step_kernel[(-(-(m * k + m) // SUM_BLOCK),)](  # one program a block of gradients
+    launch(
+        add_parts_step_kernel,
+        (-(-(m * k + m) // SUM_BLOCK),),  # one program a block of gradients
         workspace,
         step.weight,
         step.bias,
-        **step.arguments(),
-        scale=scale,
-        parts=split,
-        K=k,
-        M=m,
-        **strides,
+        *step.tensors(),
+        scale,
+        *step.numbers(),
+        split,
+        k,
+        m,
+        *strides,
         BLOCK=SUM_BLOCK,
         num_warps=4,
         enable_fp_fusion=True,

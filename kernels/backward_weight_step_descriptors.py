@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .backward_products_descriptors import weight_product
 from .configs import Config, epilogue_parts
+from .launch import launch
 from .step import Step, numbers_of, update_at
 from .tiles import accumulator, descriptor, grouped_tile, halves
 
@@ -137,19 +138,21 @@ def backward_weight_step_descriptors(
     """
     (n, m), k = residual.shape, input.shape[1]
     moved = step.weight.dtype.itemsize * (1 if step.momentum_buffer is None else 2)
-    backward_weight_step_descriptors_kernel[(-(-m // config.block_m) * -(-k // config.block_k),)](  # one a tile of W
+    launch(
+        backward_weight_step_descriptors_kernel,
+        (-(-m // config.block_m) * -(-k // config.block_k),),  # one a tile of W
         descriptor(residual, config.block_n, config.block_m),
         descriptor(input, config.block_n, config.block_k),
         step.weight,
         step.bias,
-        **step.arguments(),
-        scale=scale,
-        N=n,
-        K=k,
-        M=m,
-        stride_weight_m=step.weight.stride(0),
-        stride_weight_k=step.weight.stride(1),
-        stride_bias=0 if step.bias is None else step.bias.stride(0),
+        *step.tensors(),
+        scale,
+        *step.numbers(),
+        n,
+        k,
+        m,
+        *step.weight.stride(),
+        0 if step.bias is None else step.bias.stride(0),
         INPUT_PRECISION=input_precision,
         ACCUMULATOR=accumulator(input.dtype),
         PARTS=epilogue_parts(config.block_m, config.block_k, 4 * moved),

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .common import narrow
 from .configs import accumulator_dtype, column_sums_grid
+from .launch import launch
 from .reduce import add_rows
 from .tiles import accumulator
 
@@ -85,7 +86,9 @@ def column_sums(
     wide = accumulator_dtype(residual.dtype)
     out_dtype = wide if out_dtype is None else out_dtype
     out = torch.empty((parts, m), dtype=out_dtype if parts == 1 else wide, device=residual.device)
-    column_sums_kernel[(parts, -(-m // block_m))](
+    launch(
+        column_sums_kernel,
+        (parts, -(-m // block_m)),
         residual,
         residual if grad_output is None else grad_output,  # for an absent one: never read
         out,

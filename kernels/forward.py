@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .common import dot
 from .configs import Config, accumulator_dtype
+from .launch import launch
 from .reduce import add_rows
 from .tiles import accumulator, grouped_tile, wrapped
 
@@ -144,7 +145,9 @@ def forward(
     partials = none
     if squares is None:
         partials = torch.empty((tiles, 1), dtype=accumulator_dtype(input.dtype), device=input.device)
-    forward_kernel[(tiles,)](  # one program a tile of the output
+    launch(
+        forward_kernel,
+        (tiles,),  # one program a tile of the output
         input,
         weight,
         target,

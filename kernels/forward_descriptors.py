@@ -29,6 +29,7 @@ from torch import Tensor
 
 from .common import INTERPRET, dot, narrow
 from .configs import Config, accumulator_dtype, epilogue_parts
+from .launch import launch
 from .reduce import add_rows
 from .tiles import accumulator, descriptor, grouped_tile, halves
 
@@ -182,7 +183,9 @@ def forward_descriptors(
         partials = torch.empty((tiles, 1), dtype=accumulator_dtype(input.dtype), device=input.device)
     moved = sum(t.dtype.itemsize for t in (target, residual, squares) if t is not None)
     parts = epilogue_parts(config.block_n, config.block_m, moved)
-    forward_descriptors_kernel[(tiles if programs is None else min(tiles, programs),)](
+    launch(
+        forward_descriptors_kernel,
+        (tiles if programs is None else min(tiles, programs),),
         descriptor(input, config.block_n, config.block_k),
         descriptor(weight, config.block_m, config.block_k),
         descriptor(target, config.block_n, config.block_m // parts),

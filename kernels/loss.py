@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .configs import LOSS_PROGRAMS, accumulator_dtype, elementwise_tile
+from .launch import launch
 from .reduce import add_rows
 from .tiles import accumulator, as_long_rows, blocks_of
 
@@ -66,7 +67,9 @@ def loss(
     block_n, block_m = elementwise_tile(m)
     programs = min(-(-n // block_n) * -(-m // block_m), LOSS_PROGRAMS)
     partials = torch.empty((programs, 1), dtype=accumulator_dtype(residual.dtype), device=residual.device)
-    squares_kernel[(programs,)](  # at most LOSS_PROGRAMS programs, each over every so many-th tile
+    launch(
+        squares_kernel,
+        (programs,),  # at most LOSS_PROGRAMS programs, each over every so many-th tile
         residual,
         partials,
         loss_scale,

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .common import dot
 from .configs import Config, accumulator_dtype
+from .launch import launch
 from .one_pass_vector import stride_units
 from .reduce import add_rows
 
@@ -217,5 +218,5 @@ def one_pass_dot(
         input_precision=input_precision,
     )
     # A persistent grid: program p takes tiles p, p + programs, ...
-    one_pass_dot_kernel[(programs,)](*arguments, **options)
+    launch(one_pass_dot_kernel, (programs,), *arguments, **options)
     return sums if programs == 1 else add_rows(sums)

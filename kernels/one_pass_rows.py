@@ -23,6 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .configs import VECTOR_BYTES, Config, accumulator_dtype, rows_group
+from .launch import launch
 from .reduce import add_rows
 
 SUMS_AT_ONCE = 8  # accumulators that share one reduction over the lanes
@@ -310,5 +311,5 @@ def one_pass_rows(
         input_precision=input_precision,
     )
     # A persistent grid: program p takes tiles p, p + programs, ...
-    one_pass_rows_kernel[(programs,)](*arguments, **options)
+    launch(one_pass_rows_kernel, (programs,), *arguments, **options)
     return sums if programs == 1 else add_rows(sums)

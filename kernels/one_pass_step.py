@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .arrive import last_to_arrive
 from .configs import Config, accumulator_dtype
+from .launch import launch
 from .one_pass_dot import dot_arguments, one_pass_dot_kernel
 from .one_pass_rows import one_pass_rows_kernel, rows_arguments
 from .one_pass_tall import tall_partials
@@ -307,17 +308,20 @@ def one_pass_step(
         input_precision=input_precision,
     )
     if counter is None and programs > 1:
-        kernel[(programs,)](*arguments, **options)
+        launch(kernel, (programs,), *arguments, **options)
         add_rows_step(sums, loss, step)
         return
     sums_n, sums_m = sums_tile(length)
     # A persistent grid: program p takes tiles p, p + programs, ...
-    step_kernel[(programs,)](
+    launch(
+        step_kernel,
+        (programs,),
         *arguments,
+        loss,
+        None if programs == 1 else counter,
+        *step.tensors(),
+        *step.numbers(),
         **options,
-        loss_ptr=loss,
-        counter_ptr=None if programs == 1 else counter,
-        **step.arguments(),
         SUMS_N=sums_n,
         SUMS_M=sums_m,
     )

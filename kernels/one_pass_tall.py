@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .configs import Config, accumulator_dtype
+from .launch import launch
 from .one_pass_tall_kernel import one_pass_tall_kernel
 from .one_pass_vector import stride_units
 from .reduce import WIDE_ALIGNMENT, add_rows
@@ -158,7 +159,7 @@ def tall_partials(
         input_precision=input_precision,
     )
     # A persistent grid: program = part * blocks + block; part p takes tiles p, p + parts, ...
-    one_pass_tall_kernel[(programs,)](*arguments, **options)
+    launch(one_pass_tall_kernel, (programs,), *arguments, **options)
     return workspace
 
 

@@ -27,6 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .configs import Config, accumulator_dtype, vector_part, vector_registers
+from .launch import launch
 from .reduce import add_rows
 
 
@@ -319,5 +320,5 @@ def one_pass_vector(
         input_precision=input_precision,
     )
     # A persistent grid: program p takes tiles p, p + programs, ...
-    one_pass_vector_kernel[(programs,)](*arguments, **options)
+    launch(one_pass_vector_kernel, (programs,), *arguments, **options)
     return sums if programs == 1 else add_rows(sums)

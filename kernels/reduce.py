@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .common import narrow
+from .launch import launch
 
 ELEMENTS_PER_TILE = 8192  # 32 for each thread: a round is a trip to L2, whatever it brings
 MAX_COLUMNS = 32  # 128 bytes of float32: one cache line for each row
@@ -128,7 +129,9 @@ def add_rows(
     unit = math.gcd(stride, WIDE_ALIGNMENT)
     out = torch.empty(n_columns - lead + 1, dtype=out_dtype or partials.dtype, device=partials.device)
     # One program for each block of columns.
-    add_rows_kernel[(-(-n_columns // block_m),)](
+    launch(
+        add_rows_kernel,
+        (-(-n_columns // block_m),),
         partials,
         out,
         n_rows,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .common import narrow
 from .configs import LOSS_PROGRAMS, accumulator_dtype, elementwise_tile
+from .launch import launch
 from .tiles import accumulator, as_long_rows, blocks_of
 
 
@@ -113,7 +114,9 @@ def residual_of(
     partials = none
     if squares is None:
         partials = torch.empty((programs, 1), dtype=accumulator_dtype(product.dtype), device=product.device)
-    residual_kernel[(programs,)](  # at most LOSS_PROGRAMS programs, each over every so many-th tile
+    launch(
+        residual_kernel,
+        (programs,),  # at most LOSS_PROGRAMS programs, each over every so many-th tile
         product,
         target,
         bias_,

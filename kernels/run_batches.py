@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .configs import Config
+from .launch import launch
 from .one_pass_vector import stride_units
 from .run_configs import may_fuse
 from .run_tile import direction, load_rows, load_state, moved, store_state, tile_sums
@@ -169,7 +170,9 @@ def run_batches(
     stride_xn, stride_xk = input.stride()
     unit_xn, unit_xk = stride_units(input)
     # One program.
-    run_batches_kernel[(1,)](
+    launch(
+        run_batches_kernel,
+        (1,),
         input,
         target,
         order,

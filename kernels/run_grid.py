@@ -33,6 +33,7 @@ from triton import next_power_of_2
 
 from .common import INTERPRET
 from .configs import Config
+from .launch import launch
 from .run_configs import may_fuse
 from .run_tile import add_rows_of, beside_rows, direction, load_rows, load_state, moved, packed, store_state, tile_sums
 
@@ -213,7 +214,9 @@ def run_grid(
     counter = torch.zeros(1, dtype=torch.int64, device=input.device)
     input = packed(input)
     # As many programs as multiprocessors, at most; all run at once.
-    run_grid_kernel[(programs,)](
+    launch(
+        run_grid_kernel,
+        (programs,),
         input,
         target,
         state_in,

@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .configs import Config
+from .launch import launch
 from .run_configs import may_fuse
 from .run_tile import beside_rows, direction, load_rows, load_state, moved, packed, store_state, tile_sums
 
@@ -118,7 +119,9 @@ def run_resident(
     n_rows, k = input.shape
     input = packed(input)
     # One program.
-    run_resident_kernel[(1,)](
+    launch(
+        run_resident_kernel,
+        (1,),
         input,
         target,
         state_in,

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from .common import TRITON_TYPES, narrow
 from .configs import SGD_BLOCK, SGD_TAIL, SGD_WARPS
+from .launch import launch
 from .stochastic import random_16_bits, round_stochastically
 
 # Columns of a row of the table of tensors. Addresses are in bytes; 0 where there is no such tensor.
@@ -314,7 +315,9 @@ def sgd_update(
         Whether gradients are set to zero once they are read, also where the step is not taken.
     """
     # One program for each chunk.
-    sgd_kernel[(chunks.shape[0],)](
+    launch(
+        sgd_kernel,
+        (chunks.shape[0],),
         chunks, tensors, layouts, grads, groups, steps, grad_scale, found_inf, norm, max_norm, seed,
         KINDS=kinds, BLOCK=SGD_BLOCK, TAIL=SGD_TAIL, ZERO_GRAD=zero_grad, num_warps=SGD_WARPS, enable_fp_fusion=True,
     )  # fmt: skip

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .configs import SGD_BLOCK, SGD_NORM_PROGRAMS, SGD_TAIL, SGD_WARPS
+from .launch import launch
 from .reduce import add_rows
 from .sgd import (
     FIRST_CHUNK,
@@ -101,7 +102,9 @@ def squared_norm(chunks: Tensor, tensors: Tensor, layouts: Tensor, grads: Tensor
     """
     programs = min(chunks.shape[0], SGD_NORM_PROGRAMS)
     partials = torch.empty(programs, 1, dtype=torch.float64, device=chunks.device)
-    sgd_norm_kernel[(programs,)](
+    launch(
+        sgd_norm_kernel,
+        (programs,),
         chunks, tensors, layouts, grads, partials, chunks.shape[0],
         KINDS=kinds, BLOCK=SGD_BLOCK, TAIL=SGD_TAIL, num_warps=SGD_WARPS, enable_fp_fusion=True,
     )  # fmt: skip

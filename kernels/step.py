@@ -12,13 +12,14 @@ many for one program: as reduce.py adds them, a program for each block of column
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .common import narrow
+from .launch import launch
 from .reduce import SUM_WARPS, WIDE_ALIGNMENT, add_columns, reduce_tile, wide_tile
 
 
@@ -142,19 +143,14 @@ class Step(NamedTuple):
     weight_decay: float = 0.0
     nesterov: bool = False
 
-    def arguments(self) -> dict[str, Any]:
-        """What every kernel that steps takes, by name."""
-        from_device = isinstance(self.lr, Tensor)
-        return {
-            "momentum_ptr": self.momentum_buffer,
-            "bias_momentum_ptr": self.bias_momentum_buffer,
-            "lr_ptr": self.lr if from_device else None,
-            "lr": 0.0 if from_device else self.lr,
-            "mu": self.momentum,
-            "undamped": 1 - self.dampening,
-            "decay": self.weight_decay,
-            "nesterov": int(self.nesterov),
-        }
+    def tensors(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """momentum_ptr, bias_momentum_ptr and lr_ptr of every kernel that steps."""
+        return self.momentum_buffer, self.bias_momentum_buffer, self.lr if isinstance(self.lr, Tensor) else None
+
+    def numbers(self) -> tuple[float, float, float, float, int]:
+        """lr, mu, undamped, decay and nesterov of every kernel that steps."""
+        lr = 0.0 if isinstance(self.lr, Tensor) else self.lr
+        return lr, self.momentum, 1 - self.dampening, self.weight_decay, int(self.nesterov)
 
 
 def add_rows_step(
@@ -187,19 +183,21 @@ def add_rows_step(
         block_n, block_m = wide_tile(n_partials, length)
     unit = math.gcd(stride, WIDE_ALIGNMENT)
     # One program for each block of columns.
-    add_rows_step_kernel[(-(-length // block_m),)](
+    launch(
+        add_rows_step_kernel,
+        (-(-length // block_m),),
         partials,
         n_partials,
         stride // unit,
         loss,
         step.weight,
         step.bias,
-        stride_wm=step.weight.stride(0),
-        stride_wk=step.weight.stride(1),
-        stride_b=0 if step.bias is None else step.bias.stride(0),
-        K=k,
-        M=m,
-        **step.arguments(),
+        *step.tensors(),
+        *step.weight.stride(),
+        0 if step.bias is None else step.bias.stride(0),
+        k,
+        m,
+        *step.numbers(),
         LEAD=lead,
         LOSSES=losses,
         UNIT=unit,

@@ -1,13 +1,16 @@
 """What the tiled products share: the order of the tiles, offsets that need no mask, types and shapes of a launch."""
 
+import functools
 import threading
+from typing import NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .common import TRITON_TYPES
+from .common import INTERPRET, TRITON_TYPES
 from .configs import accumulator_dtype
 
 GROUP = tl.constexpr(8)
@@ -74,15 +77,40 @@ def rows_aligned(*tensors: Tensor) -> bool:
     )
 
 
+class Address(NamedTuple):
+    """What a descriptor asks of a tensor; it keeps no memory."""
+
+    address: int
+    dtype: torch.dtype
+    device: int
+
+    def data_ptr(self) -> int:
+        return self.address
+
+    def get_device(self) -> int:
+        return self.device
+
+
 def descriptor(tensor: Tensor | None, rows: int, columns: int) -> TensorDescriptor | None:
     """A row-major matrix in blocks of rows × columns."""
     if tensor is None:
         return None
+    if INTERPRET.value:
+        return TensorDescriptor.from_tensor(tensor, [rows, columns])
     if not hasattr(_thread, "launched"):
         # The driver encodes descriptors in a context, which a thread has from its first launch on.
         tensor.new_zeros(1)
         _thread.launched = True
-    return TensorDescriptor.from_tensor(tensor, [rows, columns])
+    base = Address(tensor.data_ptr(), tensor.dtype, tensor.get_device())
+    return _described(base, tensor.shape, tensor.stride(), rows, columns)
+
+
+@functools.lru_cache(4096)
+def _described(
+    base: Address, shape: tuple[int, int], stride: tuple[int, int], rows: int, columns: int
+) -> TensorDescriptor:
+    """Of one place in memory always the same, however often it is given to other tensors: Triton's checks are run once."""
+    return TensorDescriptor(base, shape, stride, [rows, columns])
 
 
 def as_long_rows(*tensors: Tensor) -> tuple[int, int, list[tuple[int, int]]]:

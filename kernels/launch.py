@@ -1,0 +1,98 @@
+"""kernel[grid](...) without asking Triton each time what it answered before: a third of the host's time for a launch.
+
+Triton's own launch binds the arguments to the signature, finds what each is specialised on, turns that and the options into
+a string, and looks the compiled kernel up by it: 20 to 30 µs of Python for our kernels, where the GPU often needs less for the
+work. Here a table leads from the arguments to the compiled kernel. Its key has all that Triton specialises on, and more:
+of a tensor its dtype, device and whether its address is a multiple of 16; of a descriptor its dtype and block; of a run-time
+float that it is one; any other value itself. So equal keys mean one compiled kernel, and a key that is new costs a launch
+of Triton's.
+"""
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton import knobs
+from triton.compiler import CompiledKernel
+from triton.runtime import driver
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from .common import INTERPRET
+
+_ENTRIES = 4096  # for shapes that never come back there is an end
+_table: dict[tuple, tuple] = {}
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **named: Any) -> None:
+    """kernel[grid](*args, **named), on the current stream of the current device, which is the tensors'.
+
+    Parameters
+    ----------
+    kernel
+        A function of triton.jit.
+    grid : tuple of int
+        Programs along up to three axes.
+    args, named
+        The kernel's run-time arguments in order, a tensor or a descriptor first; its constants and the compiler's options
+        (num_warps, ...) by name.
+
+    Notes
+    -----
+    Where there are hooks, a profiler's for one, Triton launches and calls them. What it reads from the environment when it
+    compiles holds for the first launch of a key and for all that follow.
+    """
+    enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
+    if INTERPRET.value or kernel.pre_run_hooks or getattr(enter, "calls", enter) or getattr(leave, "calls", leave):
+        kernel[grid](*args, **named)
+        return
+    first, types = args[0], tuple(map(type, args))
+    key = (
+        id(kernel),
+        grid,
+        (first.base if types[0] is TensorDescriptor else first).get_device(),
+        types,  # True and 1.0 equal 1
+        tuple(
+            [
+                v if t is int else (v.dtype, not v.data_ptr() & 15) if t in _TENSORS else _kind(v)
+                for t, v in zip(types, args, strict=True)
+            ]
+        ),
+        *named,
+        *named.values(),
+    )
+    known = _table.get(key)
+    if known is None:
+        _first(key, kernel, grid, args, named)
+        return
+    run, stream_of, function, metadata, constants = known
+    run(stream_of(key[2]), function, metadata, None, None, None, *args, *constants)
+
+
+# By exact type: to ask a tensor whether it is one takes longer than all the rest.
+_TENSORS = frozenset((Tensor, torch.nn.Parameter))
+
+
+def _kind(value: Any) -> Any:
+    """What a compiled kernel depends on, of a value that is neither a tensor nor an int."""
+    if isinstance(value, TensorDescriptor):
+        return value.base.dtype, tuple(value.block_shape), value.padding
+    return None if isinstance(value, float) else value
+
+
+def _first(key: tuple, kernel: Any, grid: tuple[int, ...], args: tuple, named: dict[str, Any]) -> None:
+    """Triton's launch, and a note of what it ran."""
+    if not all(p.is_constexpr for p in kernel.params[len(args) :]):
+        raise TypeError(f"{kernel.__name__}: only constants are given by name, for their values are in the key")
+    compiled = kernel[grid](*args, **named)
+    if not isinstance(compiled, CompiledKernel):  # it may still be compiling
+        return
+    if len(_table) >= _ENTRIES:
+        _table.clear()
+    _table[key] = (
+        functools.partial(compiled.run, *(*grid, 1, 1)[:3]),  # keeps the kernel too: no other one gets its id
+        driver.active.get_current_stream,
+        compiled.function,
+        compiled.packed_metadata,
+        tuple(named.get(p.name) for p in kernel.params[len(args) :]),
+    )

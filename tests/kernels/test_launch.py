@@ -1,0 +1,46 @@
+"""launch() starts what Triton's own launch starts, with the same arguments: tried against a driver that only takes notes."""
+
+import json
+import pathlib
+
+import null_driver
+import pytest
+import torch
+
+from gdcore.kernels import launch as module
+
+pytestmark = [
+    pytest.mark.skipif(torch.cuda.is_available(), reason="Triton has a driver of its own"),
+    pytest.mark.skipif(null_driver.compiler() is None, reason="no C compiler: Triton cannot build its launcher"),
+]
+SCRIPT = pathlib.Path(null_driver.__file__).with_name("null_launches.py")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("null_driver")
+
+
+@pytest.mark.parametrize("check, least", [("table", 400), ("hooks", 1), ("names", 1), ("bound", 1), ("kernels", 20)])
+def test_the_same_kernel_grid_stream_and_arguments(check, least, folder):
+    done = null_driver.run(SCRIPT, folder, check)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert len(found) >= least
+    assert not {name: what for name, what in found.items() if what}
+
+
+def test_interpreted_kernels_are_called_as_ever():
+    called = []
+
+    class Kernel:
+        pre_run_hooks = ()
+
+        def __getitem__(self, grid):
+            return lambda *args, **named: called.append((grid, args, named))
+
+    before = len(module._table)
+    for _ in range(2):
+        module.launch(Kernel(), (3,), 1, 2.0, BLOCK=16)
+    assert called == [((3,), (1, 2.0), {"BLOCK": 16})] * 2
+    assert len(module._table) == before
