@@ -16,7 +16,7 @@ test: .venv/installed
 compiled: .venv/installed
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv-triton-$(TRITON) \
 		$(if $(filter newest,$(TRITON)),triton,triton==$(TRITON))
-	PYTHONPATH=.venv-triton-$(TRITON) $(BIN)/python -m pytest tests/kernels/test_compiled.py
+	PYTHONPATH=.venv-triton-$(TRITON) $(BIN)/python -m pytest tests/kernels/test_compiled.py tests/kernels/test_launch.py
 
 # On a GPU: every kernel once under NVIDIA's checks of memory accesses and of races
 SANITIZER ?= $(firstword $(wildcard /usr/local/cuda/bin/compute-sanitizer) compute-sanitizer)

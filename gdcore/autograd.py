@@ -27,7 +27,7 @@ class LinearMSE(torch.autograd.Function):
         # Stock keeps the weight only for the input's gradient and the input only for the weight's, so a change between
         # the passes is an error only then. The double backward needs all, and checks their versions itself.
         ctx.save_for_backward(input if wanted.weight else None, weight if wanted.input else None, target, *kept)
-        ctx.unsaved = tuple((t, None if t is None or t.is_inference() else t._version) for t in (input, weight, bias))
+        ctx.unsaved = _versioned(input), _versioned(weight), _versioned(bias)
         ctx.reduction, ctx.wanted, ctx.plan, ctx.backend = reduction, wanted, plan, backend
         # .data: autograd forbids in-place changes of a view that was made in here, and users write loss /= steps.
         return (saved.loss.view(target.shape) if reduction == "none" else saved.loss).data
@@ -51,6 +51,10 @@ class LinearMSE(torch.autograd.Function):
                 ctx.backend, grad_output, input, weight, target, saved, ctx.reduction, wanted, ctx.plan
             )
         return *gradients, None, None, None, None
+
+
+def _versioned(tensor: Tensor | None) -> tuple[Tensor | None, int | None]:
+    return tensor, None if tensor is None or tensor.is_inference() else tensor._version
 
 
 def _is_batched(grad_output: Tensor) -> bool:

@@ -83,11 +83,6 @@ def plan_of(
 ) -> Plan:
     """The plan for these tensors, on their own device unless another is given."""
     m, k = weight.shape
-    products = target.numel() * k
-    small = small_to_stock and stock_wins_on_cuda(input.numel() + target.numel(), products, input.dtype)
-    if small and device is None:
-        small = input.is_cuda and not torch.cuda.is_current_stream_capturing()
-    small = small and float32_precision() != "tf32x3"  # which stock has not
     is_large = input.is_cuda and device is None and target.numel() * input.dtype.itemsize >= chunks.LARGE_BYTES
     return plan_for(
         target.numel() // m if m else 0,
@@ -103,8 +98,20 @@ def plan_of(
         may_be_stock=stock_may_win() if may_be_stock is None else may_be_stock,
         keep_residual=keep_residual,
         free_bytes=chunks.free_bytes(input.device) if is_large else None,
-        small_to_stock=small,
+        small_to_stock=small_to_stock and host_is_slower(input, target, target.numel() * k, device),
         input_precision=float32_precision() if backend == "triton" and input.dtype is torch.float32 else "ieee",
+    )
+
+
+def host_is_slower(input: Tensor, target: Tensor, products: int, device: devices.Device | None = None) -> bool:
+    """Whether a GPU has less to do in this call than the host, and no graph is captured, which would spare the host.
+
+    `device`: planned for that one, wherever the tensors are.
+    """
+    return (
+        stock_wins_on_cuda(input.numel() + target.numel(), products, input.dtype)
+        and float32_precision() != "tf32x3"  # which stock has not
+        and (device is not None or (input.is_cuda and not torch.cuda.is_current_stream_capturing()))
     )
 
 

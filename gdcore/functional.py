@@ -8,9 +8,8 @@ from torch.overrides import handle_torch_function, has_torch_function
 from . import autocast, ops
 from .autograd import LinearMSE, run_forward
 from .backends import NOTHING, Wanted, backend_for, load, reference, stock_may_win
-from .explanation import plan_of
-from .plan import stock_wins_on_cpu, stock_wins_on_cuda
-from .precision import float32_precision
+from .explanation import host_is_slower, plan_of
+from .plan import stock_wins_on_cpu
 from .validation import check_linear_mse, check_matmul_mse
 
 
@@ -149,7 +148,7 @@ def _are_small_and_plain(input: Tensor, weight: Tensor, target: Tensor, bias: Te
         and (
             stock_wins_on_cpu(input.numel() + target.numel(), input.dtype, input.dtype, "mean")
             if input.is_cpu
-            else _host_is_slower(input, weight, target)
+            else host_is_slower(input, target, target.numel() * (input.shape[-1] if input.dim() else 1))
         )
         and not torch._C._is_any_autocast_enabled()
         and stock_may_win()
@@ -162,16 +161,6 @@ def _are_together(input: Tensor, weight: Tensor, target: Tensor) -> bool:
         return weight.is_cpu and target.is_cpu
     on_cuda = input.is_cuda and weight.is_cuda and target.is_cuda
     return on_cuda and input.get_device() == weight.get_device() == target.get_device()
-
-
-def _host_is_slower(input: Tensor, weight: Tensor, target: Tensor) -> bool:
-    """Whether a GPU waits for the host in this call, and nothing records it in a graph that spares the host."""
-    products = target.numel() * (input.shape[-1] if input.dim() else 1)
-    return (
-        stock_wins_on_cuda(input.numel() + target.numel(), products, input.dtype)
-        and float32_precision() != "tf32x3"  # which stock has not
-        and not torch.cuda.is_current_stream_capturing()
-    )
 
 
 def _backend(input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, reduction: str) -> str | None:

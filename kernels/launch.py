@@ -65,8 +65,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **named: Any) -> None
     if known is None:
         _first(key, kernel, grid, args, named)
         return
-    run, stream_of, function, metadata, constants = known
-    run(stream_of(key[2]), function, metadata, None, None, None, *args, *constants)
+    run, stream_of, compiled, constants = known
+    run(stream_of(key[2]), compiled.function, compiled.packed_metadata, None, None, None, *args, *constants)
 
 
 # By exact type: to ask a tensor whether it is one takes longer than all the rest.
@@ -90,9 +90,8 @@ def _first(key: tuple, kernel: Any, grid: tuple[int, ...], args: tuple, named: d
     if len(_table) >= _ENTRIES:
         _table.clear()
     _table[key] = (
-        functools.partial(compiled.run, *(*grid, 1, 1)[:3]),  # keeps the kernel too: no other one gets its id
+        functools.partial(compiled.run, *(*grid, 1, 1)[:3]),
         driver.active.get_current_stream,
-        compiled.function,
-        compiled.packed_metadata,
+        compiled,  # without which its code is unloaded; it keeps the kernel too, so that no other one gets its id
         tuple(named.get(p.name) for p in kernel.params[len(args) :]),
     )

@@ -37,7 +37,7 @@ class Case(NamedTuple):
         """linear_mse and linear_mse_sgd_ take this path, whatever is predicted of the others."""
         for module in (functional, step_run):
             monkeypatch.setattr(module, "plan_of", self.plan)
-        monkeypatch.setattr(functional, "_host_is_slower", lambda *_: False)  # small shapes do not go to stock
+        monkeypatch.setattr(functional, "host_is_slower", lambda *_: False)  # small shapes do not go to stock
 
     def plan(self, backend, input, weight, target, bias, reduction, wanted, small_to_stock=True) -> Plan:
         """A `plan_of` for 2-D tensors."""

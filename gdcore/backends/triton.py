@@ -112,6 +112,8 @@ def backward(
 
 def _times(gradient: Tensor, grad_output: Tensor, dtype: torch.dtype) -> Tensor:
     """Their product, rounded to the parameter's type in the same launch."""
+    if gradient.dtype is dtype:  # to bring a place for it costs the host as much again as the product
+        return gradient * grad_output
     return torch.mul(gradient, grad_output, out=torch.empty(gradient.shape, dtype=dtype, device=gradient.device))
 
 

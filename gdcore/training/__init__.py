@@ -167,7 +167,8 @@ _uncompiled_fit = _disable_dynamo(fit)  # torch.compiler.disable, which imports 
 def _result(engine: Engine, plan: RunPlan, single: bool, interrupted: bool, suggested: float | None) -> FitResult:
     k = engine.spec.k
     parameters, trajectory = engine.parameters_at(engine.done), engine.trajectory
-    parameters = parameters.clone(memory_format=torch.contiguous_format)  # the run's own memory may be the trajectory's
+    if trajectory is not None:  # whose last row they are
+        parameters = parameters.clone(memory_format=torch.contiguous_format)
     if single:
         parameters, trajectory = parameters[:, 0], None if trajectory is None else trajectory[..., 0]
     return FitResult(

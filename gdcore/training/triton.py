@@ -34,8 +34,10 @@ class ChipRun(Engine):
         self.chunk = steps - steps % 16 if steps > 16 else max(1, steps)
         self.x, self.y, self.plan = packed(x), y, plan  # once, not in each launch
         self.spare = start.new_empty(2, *start.shape)
-        velocity = torch.zeros_like(start) if spec.momentum else start  # without momentum any numbers do
-        self.states = {0: torch.stack([start, velocity])}  # by step: parameters and momentum, (2, R, M)
+        # Parameters and momentum, (2, R, M), by step. Not torch.stack, which is a launch: for the second there is room.
+        self.states = {0: start.as_strided((2, *start.shape), (start.numel(), *start.stride()))}
+        if spec.momentum:  # without momentum any numbers do
+            self.states[0][1].zero_()
         if spec.batch_size:
             self.units = shuffle.batches(spec.seed, spec.n, spec.batch_size, spec.steps, _ORDER_NUMBERS, x.device)
             self.order, self.order_steps, self.order_used = None, 0, 0

@@ -109,7 +109,7 @@ def test_a_launch_is_short_enough_to_be_interrupted(seconds, chunk):
     x, y = problem(9, 2, 1)
     plan = types.SimpleNamespace(predicted_step_seconds=seconds)
     spec = Spec(n=9, k=2, m=1, dtype=x.dtype, steps=5, lr=0.1)
-    assert triton.ChipRun(spec, torch.zeros(2, 1), x, y, plan).chunk == chunk
+    assert triton.ChipRun(spec, torch.zeros(2, 2, 1)[0], x, y, plan).chunk == chunk
 
 
 @pytest.mark.parametrize("numbers", [1, 36, 40, 100, 1000], ids="{} row numbers at a time".format)
