@@ -16,9 +16,10 @@ import tempfile
 import time
 from collections.abc import Callable
 
-import null_driver
 import torch
 import torch.nn.functional as F
+
+import null_driver
 
 
 def turns(calls: dict[str, Callable], seconds: float) -> dict[str, float]:

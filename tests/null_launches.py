@@ -10,10 +10,11 @@ import pathlib
 import sys
 from unittest import mock
 
-import null_driver
 import torch
 import triton
 import triton.language as tl
+
+import null_driver
 
 DRIVER = null_driver.Driver()
 sys.path.remove(str(pathlib.Path(__file__).resolve().parent))  # whose gdcore/ holds tests

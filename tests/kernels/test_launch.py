@@ -4,10 +4,10 @@ import ast
 import json
 import pathlib
 
-import null_driver
 import pytest
 import torch
 
+import null_driver
 from gdcore.kernels import launch as module
 
 OPTIONS = {"num_warps", "num_stages", "maxnreg", "enable_fp_fusion", "launch_cooperative_grid"}
