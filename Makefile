@@ -10,7 +10,7 @@ bench: .venv/installed
 test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 # The compiled-code checks under another Triton: make compiled TRITON=3.6.0 (or TRITON=newest)
 compiled: .venv/installed

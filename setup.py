@@ -11,7 +11,16 @@ from setuptools import setup
 HERE = pathlib.Path(__file__).parent
 BENCH = ["matplotlib>=3.8", "pytest-benchmark>=4", "scikit-learn>=1.4"]
 GPU = ["nvidia-ml-py>=12"]  # lets the benchmark read the GPU's clocks
-TEST = ["build>=1", "expecttest>=0.2", "hypothesis>=6", "pytest>=8", "ruff>=0.6", "setuptools>=68", "wheel>=0.40"]
+TEST = [
+    "build>=1",
+    "expecttest>=0.2",
+    "hypothesis>=6",
+    "pytest>=8",
+    "pytest-xdist>=3.6",
+    "ruff>=0.6",
+    "setuptools>=68",
+    "wheel>=0.40",
+]
 
 setup(
     name="gdcore",

@@ -1,6 +1,6 @@
 """Launches through kernels/launch.py beside Triton's own, on the null driver: the same kernel, grid and arguments?
 
-python null_launches.py        in null_driver.environment(); prints JSON: {name: what differed, or ""}
+python null_launches.py        in null_driver.environment(); prints JSON: {check: {name: what differed, or ""}}
 """
 
 import contextlib
@@ -224,5 +224,5 @@ def check_kernels() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    for check in sys.argv[1:] or ("table", "hooks", "names", "bound", "kernels"):
-        print(json.dumps(globals()[f"check_{check}"]()), flush=True)
+    checks = check_table, check_hooks, check_names, check_bound, check_kernels
+    print(json.dumps({check.__name__.removeprefix("check_"): check() for check in checks}))
