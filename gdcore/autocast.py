@@ -37,8 +37,6 @@ def _cast(tensor: Any, dtype: torch.dtype) -> Any:
 
 def off_everywhere() -> contextlib.AbstractContextManager:
     """A context without autocast on any device."""
-    if not torch._C._is_any_autocast_enabled():
-        return _NOTHING_TO_DO
     stack = contextlib.ExitStack()
     for kind in _KINDS:
         if torch.is_autocast_enabled(kind):

@@ -1,11 +1,11 @@
-"""kernel[grid](...) without asking Triton each time what it answered before: a third of the host's time for a launch.
+"""kernel[grid](...) without asking Triton each time what it answered before: half of the host's time for a launch.
 
 Triton's own launch binds the arguments to the signature, finds what each is specialised on, turns that and the options into
-a string, and looks the compiled kernel up by it: 20 to 30 µs of Python for our kernels, where the GPU often needs less for the
-work. Here a table leads from the arguments to the compiled kernel. Its key has all that Triton specialises on, and more:
-of a tensor its dtype, device and whether its address is a multiple of 16; of a descriptor its dtype and block; of a run-time
-float that it is one; any other value itself. So equal keys mean one compiled kernel, and a key that is new costs a launch
-of Triton's.
+a string, and looks the compiled kernel up by it: tens of microseconds of Python for our kernels, where the GPU often needs less
+for the work. Here a table leads from the arguments to the compiled kernel. Its key has all that Triton specialises on, and
+more: the device; of a tensor its dtype, and whether its address is a multiple of 16; of a descriptor its dtype and block; of a
+run-time float that it is one; any other value itself. So equal keys mean one compiled kernel, and a key that is new costs a
+launch of Triton's.
 """
 
 import functools
@@ -39,8 +39,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **named: Any) -> None
 
     Notes
     -----
-    Where there are hooks, a profiler's for one, Triton launches and calls them. What it reads from the environment when it
-    compiles holds for the first launch of a key and for all that follow.
+    Where there are hooks, a profiler's for one, Triton launches and calls them. Its settings (environment, `triton.knobs`) and
+    the globals that a kernel reads hold as they were at the first launch of a key for all that follow.
     """
     enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
     if INTERPRET.value or kernel.pre_run_hooks or getattr(enter, "calls", enter) or getattr(leave, "calls", leave):
@@ -77,13 +77,17 @@ def _kind(value: Any) -> Any:
     """What a compiled kernel depends on, of a value that is neither a tensor nor an int."""
     if isinstance(value, TensorDescriptor):
         return value.base.dtype, tuple(value.block_shape), value.padding
+    if isinstance(value, Tensor):  # a subclass
+        return value.dtype, not value.data_ptr() & 15
     return None if isinstance(value, float) else value
 
 
 def _first(key: tuple, kernel: Any, grid: tuple[int, ...], args: tuple, named: dict[str, Any]) -> None:
     """Triton's launch, and a note of what it ran."""
-    if not all(p.is_constexpr for p in kernel.params[len(args) :]):
-        raise TypeError(f"{kernel.__name__}: only constants are given by name, for their values are in the key")
+    if [p.is_constexpr for p in kernel.params] != [place >= len(args) for place in range(len(kernel.params))]:
+        raise TypeError(
+            f"{kernel.__name__}: its constants, and they alone, are given by name: the key has their values"
+        )
     compiled = kernel[grid](*args, **named)
     if not isinstance(compiled, CompiledKernel):  # it may still be compiling
         return

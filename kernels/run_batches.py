@@ -37,7 +37,7 @@ def run_batches_kernel(
     input_ptr,  # (N, K)
     target_ptr,  # (N, M)
     order_ptr,  # row numbers, N for each epoch
-    state_in_ptr,  # (2, K + HAS_INTERCEPT, M): parameters, momentum
+    state_in_ptr,  # (1 + HAS_MOMENTUM, K + HAS_INTERCEPT, M): parameters, momentum
     state_out_ptr,  # the same, written
     losses_ptr,  # (steps,), written
     trajectory_ptr,  # (steps, K + HAS_INTERCEPT, M), written if RECORD
@@ -72,7 +72,7 @@ def run_batches_kernel(
     step_yn = tl.cast(stride_yn, tl.int64)
     step_ym = tl.cast(stride_ym, tl.int64)
     params = load_state(state_in_ptr, columns, K, M, HAS_INTERCEPT)
-    velocity = load_state(state_in_ptr + STATE, columns, K, M, HAS_INTERCEPT)
+    velocity = load_state(state_in_ptr + STATE, columns, K, M, HAS_INTERCEPT) if HAS_MOMENTUM else params
     lr = tl.full((), lr, dtype)
     momentum = tl.full((), momentum, dtype)
     weight_decay = tl.full((), weight_decay, dtype)
@@ -123,14 +123,15 @@ def run_batches_kernel(
         next_count = far_count
 
     store_state(state_out_ptr, params, columns, K, M, HAS_INTERCEPT)
-    store_state(state_out_ptr + STATE, velocity, columns, K, M, HAS_INTERCEPT)
+    if HAS_MOMENTUM:
+        store_state(state_out_ptr + STATE, velocity, columns, K, M, HAS_INTERCEPT)
 
 
 def run_batches(
     input: Tensor,  # (N, K)
     target: Tensor,  # (N, M)
     order: Tensor,  # (>= the rows of the steps so far,), int32 or int64: a permutation of the rows for each epoch
-    state_in: Tensor,  # (2, K + intercept, M), contiguous: parameters, momentum
+    state_in: Tensor,  # (2, K + intercept, M), contiguous: parameters, momentum; (1, ...) without momentum
     state_out: Tensor,  # the same shape, written
     losses: Tensor,  # (steps,), contiguous, written
     trajectory: Tensor | None,  # (steps, K + intercept, M), contiguous, written
@@ -154,7 +155,7 @@ def run_batches(
         Contiguous. Reaches as far as the last batch of this launch; nothing beyond is read.
     state_in, state_out
         In the accumulator's dtype. Two tensors, so that a launch can be repeated. Without momentum its half is
-        copied and not used: any numbers do.
+        neither read nor written.
     losses : Tensor
         Receives the loss of each step's batch, from before its update.
     trajectory : Tensor or None

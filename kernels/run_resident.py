@@ -27,7 +27,7 @@ from .run_tile import beside_rows, direction, load_rows, load_state, moved, pack
 def run_resident_kernel(
     input_ptr,  # (N, K), contiguous
     target_ptr,  # (N, M)
-    state_in_ptr,  # (2, K + HAS_INTERCEPT, M): parameters, momentum
+    state_in_ptr,  # (1 + HAS_MOMENTUM, K + HAS_INTERCEPT, M): parameters, momentum
     state_out_ptr,  # the same, written
     losses_ptr,  # (steps,), written
     trajectory_ptr,  # (steps, K + HAS_INTERCEPT, M), written if RECORD
@@ -60,7 +60,7 @@ def run_resident_kernel(
     x = tile[0]
     y = beside_rows(tile[1:], columns, M)
     params = load_state(state_in_ptr, columns, K, M, HAS_INTERCEPT)
-    velocity = load_state(state_in_ptr + STATE, columns, K, M, HAS_INTERCEPT)
+    velocity = load_state(state_in_ptr + STATE, columns, K, M, HAS_INTERCEPT) if HAS_MOMENTUM else params
 
     loss_scale = tl.cast(1.0 / (tl.cast(n_rows, tl.float64) * M), dtype)
     grad_scale = 2 * loss_scale
@@ -80,13 +80,14 @@ def run_resident_kernel(
         params = moved(params, change, lr)
 
     store_state(state_out_ptr, params, columns, K, M, HAS_INTERCEPT)
-    store_state(state_out_ptr + STATE, velocity, columns, K, M, HAS_INTERCEPT)
+    if HAS_MOMENTUM:
+        store_state(state_out_ptr + STATE, velocity, columns, K, M, HAS_INTERCEPT)
 
 
 def run_resident(
     input: Tensor,  # (N, K)
     target: Tensor,  # (N, M)
-    state_in: Tensor,  # (2, K + intercept, M), contiguous: parameters, momentum
+    state_in: Tensor,  # (2, K + intercept, M), contiguous: parameters, momentum; (1, ...) without momentum
     state_out: Tensor,  # the same shape, written
     losses: Tensor,  # (steps,), contiguous, written
     trajectory: Tensor | None,  # (steps, K + intercept, M), contiguous, written
@@ -106,7 +107,7 @@ def run_resident(
         float64, float32, float16 or bfloat16, any strides. An `input` that is not contiguous and aligned is copied first.
     state_in, state_out
         In the accumulator's dtype. Two tensors, so that a launch can be repeated. Without momentum its half is
-        copied and not used: any numbers do.
+        neither read nor written.
     losses : Tensor
         Receives the loss of each step, from before its update.
     trajectory : Tensor or None

@@ -109,7 +109,7 @@ def descriptor(tensor: Tensor | None, rows: int, columns: int) -> TensorDescript
 def _described(
     base: Address, shape: tuple[int, int], stride: tuple[int, int], rows: int, columns: int
 ) -> TensorDescriptor:
-    """Of one place in memory always the same, however often it is given to other tensors: Triton's checks are run once."""
+    """One for each address, shape, stride and block, whichever tensor lies there: Triton's checks are run once."""
     return TensorDescriptor(base, shape, stride, [rows, columns])
 
 

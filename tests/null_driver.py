@@ -43,7 +43,7 @@ def environment(folder: pathlib.Path) -> dict[str, str]:
 def run(script: pathlib.Path, folder: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess:
     """The script in a process that has the driver."""
     command = [sys.executable, str(script), *arguments]
-    return subprocess.run(command, env=environment(folder), capture_output=True, text=True)
+    return subprocess.run(command, env=environment(folder), capture_output=True, text=True, timeout=300)
 
 
 class Launched(NamedTuple):
@@ -86,7 +86,7 @@ class Driver:
                 self.get_device_capability = lambda device=0: (9, 0)
                 self.get_current_device = lambda: here.device
                 self.set_current_device = lambda device: None
-                self.get_current_stream = lambda device: here.stream
+                self.get_current_stream = lambda device: here.stream + 100 * max(device, 0)
 
         triton.runtime.driver.set_active(NullDriver())
         self.torch = torch

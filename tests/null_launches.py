@@ -4,15 +4,18 @@ python null_launches.py        in null_driver.environment(); prints JSON: {check
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import pathlib
 import sys
+import weakref
 from unittest import mock
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 import null_driver
 
@@ -38,7 +41,7 @@ def sample_kernel(a_ptr, b_ptr, length, stride, scale, FLAG: tl.constexpr, BLOCK
 
 
 @triton.jit
-def described_kernel(desc, out_ptr, row, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
+def described_kernel(desc, out_ptr, row):
     tl.store(out_ptr, tl.sum(tl.sum(desc.load([row, 0]), axis=0)))
 
 
@@ -58,6 +61,8 @@ def difference(kernel, grid, args, named) -> str:
     with contextlib.suppress(Exception):
         DRIVER.expect(kernel[grid](*args, **named))
     expected = recorded(lambda: kernel[grid](*args, **named))
+    if isinstance(expected, str):
+        return f"{kernel.__name__} {grid} {args} {named}: Triton's own launch: {expected}"[:2000]
     for turn in ("first", "second"):
         found = recorded(lambda: launch(kernel, grid, *args, **named))
         if found != expected:
@@ -104,7 +109,7 @@ def descriptor_cases():
             for block in ((16, 16), (32, 16)):
                 for row in (1, 16):
                     out = torch.zeros(4)
-                    yield [descriptor(matrix, *block), out, row], {"BLOCK_N": block[0], "BLOCK_M": block[1]}
+                    yield [descriptor(matrix, *block), out, row], {"num_warps": 4}
 
 
 def check_table() -> dict[str, str]:
@@ -118,6 +123,30 @@ def check_table() -> dict[str, str]:
     DRIVER.stream = 11
     found["another stream"] = difference(sample_kernel, (1,), *next(sample_cases()))
     DRIVER.stream = 7
+    for device in (1, 0, 1):
+        DRIVER.device = device
+        with mock.patch.object(Tensor, "get_device", lambda _, device=device: device):
+            found[f"device {device}"] = difference(sample_kernel, (1,), *next(sample_cases()))
+    DRIVER.device = 0
+    return found
+
+
+class Subclass(Tensor):
+    pass
+
+
+def check_memory() -> dict[str, str]:
+    """The table keeps no tensor, and tells subclasses' alignment apart."""
+    args, named = next(sample_cases())
+    found = {}
+    for kind in (Tensor, Subclass):
+        for offset in (0, 1, 0):
+            given = torch.zeros(4096).as_subclass(kind)[offset:]
+            name, gone = f"{kind.__name__} from {offset}", weakref.ref(given)
+            found[name] = difference(sample_kernel, (1,), [given, *args[1:]], named)
+            del given
+            gc.collect()
+            found[f"{name} is let go"] = "" if gone() is None else "kept"
     return found
 
 
@@ -148,14 +177,14 @@ def check_hooks() -> dict[str, str]:
 
 
 def check_names() -> dict[str, str]:
-    """A run-time argument by name would be in the key as a constant is: that is refused."""
+    """A run-time argument by name would be in the key as a constant is, a constant in its place as the others: refused."""
     args, named = next(sample_cases())
-    before = DRIVER.launches
-    try:
-        launch(sample_kernel, (1,), *args[:4], scale=0.5, **named)
-    except TypeError as error:
-        return {"names": "" if "sample_kernel" in str(error) and DRIVER.launches == before else str(error)}
-    return {"names": "accepted"}
+    found, before = {}, DRIVER.launches
+    for given, more in ((args[:4], {"scale": 0.5, **named}), ([*args, False], {"BLOCK": 64})):
+        said = recorded(lambda given=given, more=more: launch(sample_kernel, (1,), *given, **more))
+        refused = said.startswith("TypeError: sample_kernel") and DRIVER.launches == before
+        found[f"{len(given)} in order"] = "" if refused else str(said)
+    return found
 
 
 def check_bound() -> dict[str, str]:
@@ -177,8 +206,8 @@ def check_kernels() -> dict[str, str]:
         importlib.import_module(backend)
 
     def compared(kernel, grid, *args, **named) -> None:
-        seen.add(kernel.__name__)
         found[f"{name}, launch {len(found)}"] = difference(kernel, grid, args, named)
+        seen.add(kernel.__name__)
 
     holders = [m for n, m in sys.modules.items() if n.startswith("gdcore.kernels.") and hasattr(m, "launch")]
     patches = [mock.patch.object(m, "launch", compared) for m in holders if m is not module]
@@ -224,5 +253,5 @@ def check_kernels() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    checks = check_table, check_hooks, check_names, check_bound, check_kernels
+    checks = check_table, check_hooks, check_names, check_memory, check_bound, check_kernels
     print(json.dumps({check.__name__.removeprefix("check_"): check() for check in checks}))

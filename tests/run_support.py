@@ -67,13 +67,18 @@ def loop(x, y, state, batches, *, lr, momentum, weight_decay, intercept, dtype):
 
 
 def launch(kernel, x, y, state, steps, *, record=True, **options):
-    """(state, losses, trajectory) of one launch, into memory that is NaN."""
-    out = torch.full_like(state, torch.nan)
+    """(state, losses, trajectory) of one launch, into memory that is NaN; without momentum, beside memory that is NaN."""
+    halves = 1 + (options["momentum"] != 0)
+    out, given = torch.full_like(state, torch.nan), state.clone()
+    given[halves:] = torch.nan
     losses = state.new_full((steps,), torch.nan)
     trajectory = state.new_full((steps, *state.shape[1:]), torch.nan) if record else None
-    before = state.clone()
-    kernel(x, y, state_in=state, state_out=out, losses=losses, trajectory=trajectory, steps=steps, **options)
-    assert torch.equal(state, before) or before.isnan().any(), "state_in was written"
+    kernel(
+        x, y, state_in=given[:halves], state_out=out[:halves], losses=losses, trajectory=trajectory, steps=steps, **options
+    )  # fmt: skip
+    assert torch.equal(given[:halves], state[:halves]) or state.isnan().any(), "state_in was written"
+    assert out[halves:].isnan().all(), "a momentum that there is not was written"
+    out[halves:] = state[halves:]
     return out, losses, trajectory
 
 

@@ -166,9 +166,7 @@ _uncompiled_fit = _disable_dynamo(fit)  # torch.compiler.disable, which imports 
 
 def _result(engine: Engine, plan: RunPlan, single: bool, interrupted: bool, suggested: float | None) -> FitResult:
     k = engine.spec.k
-    parameters, trajectory = engine.parameters_at(engine.done), engine.trajectory
-    if trajectory is not None:  # whose last row they are
-        parameters = parameters.clone(memory_format=torch.contiguous_format)
+    parameters, trajectory = engine.result(), engine.trajectory
     if single:
         parameters, trajectory = parameters[:, 0], None if trajectory is None else trajectory[..., 0]
     return FitResult(

@@ -33,6 +33,10 @@ class Engine(ABC):
         """The place of the parameters before a step, (R, M)."""
         return self._places[step % self._count]
 
+    def result(self) -> Tensor:
+        """The parameters after the last step, contiguous, in memory of their own."""
+        return self.parameters_at(self.done).clone(memory_format=torch.contiguous_format)
+
     @property
     def trajectory(self) -> Tensor | None:
         """Parameters before each step that has been taken, and after the last."""

@@ -120,11 +120,10 @@ def run_dtype(x: Tensor, y: Tensor) -> torch.dtype:
 
 
 def starting_point(init: Any, intercept: bool, y: Tensor, k: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The first parameters, (R, M), in memory of their own, behind which there is room for as many numbers: their momentum."""
+    """The first parameters, (R, M), in memory of their own."""
     m = 1 if y.dim() == 1 else y.shape[1]
-    start = torch.empty(2, k + intercept, m, dtype=dtype, device=device)[0]
     if init is None:
-        return start.zero_()
+        return torch.zeros(k + intercept, m, dtype=dtype, device=device)
     coef, bias = init, None
     if _has_parts(init):
         if len(init) != 2:
@@ -132,6 +131,7 @@ def starting_point(init: Any, intercept: bool, y: Tensor, k: int, dtype: torch.d
         coef, bias = init
     if bias is not None and not intercept:
         raise ValueError("init has an intercept, but none is fitted: pass intercept=True, or init=coef")
+    start = torch.empty(k + intercept, m, dtype=dtype, device=device)
     parts = [("coef", coef, start[:k] if intercept else start, (k, *y.shape[1:]))]
     if intercept:
         parts.append(("intercept", bias, start[k:], tuple(y.shape[1:])))

@@ -33,11 +33,9 @@ class ChipRun(Engine):
         # A launch whose losses begin at another alignment would be compiled anew.
         self.chunk = steps - steps % 16 if steps > 16 else max(1, steps)
         self.x, self.y, self.plan = packed(x), y, plan  # once, not in each launch
-        self.spare = start.new_empty(2, *start.shape)
-        # Parameters and momentum, (2, R, M), by step. Not torch.stack, which is a launch: for the second there is room.
-        self.states = {0: start.as_strided((2, *start.shape), (start.numel(), *start.stride()))}
-        if spec.momentum:  # without momentum any numbers do
-            self.states[0][1].zero_()
+        # By step: parameters and momentum, (2, R, M), or parameters, (1, R, M), for which nothing has to be launched.
+        self.states = {0: torch.stack([start, torch.zeros_like(start)]) if spec.momentum else start.unsqueeze(0)}
+        self.spare = torch.empty_like(self.states[0])
         if spec.batch_size:
             self.units = shuffle.batches(spec.seed, spec.n, spec.batch_size, spec.steps, _ORDER_NUMBERS, x.device)
             self.order, self.order_steps, self.order_used = None, 0, 0
@@ -79,6 +77,10 @@ class ChipRun(Engine):
 
     def parameters_at(self, step: int) -> Tensor:
         return self.states[step][0]
+
+    def result(self) -> Tensor:
+        """Not a copy, which would be one launch of few: nobody else has this memory, unless it is the trajectory's."""
+        return super().result() if self.spec.record else self.parameters_at(self.done).data
 
 
 class GraphRun(StepRun):

@@ -259,6 +259,14 @@ def test_shapes_of_the_result(m, intercept, method):
 
 
 @each_method
+def test_the_result_is_contiguous_and_no_part_of_anything_larger(method):
+    x, y = problem(20, 4, 3)
+    coef = gdcore.fit(x, y, lr=0.1, steps=6, method=method).coef
+    assert coef.is_contiguous() and not coef._is_view()
+    assert coef.untyped_storage().nbytes() == coef.numel() * coef.itemsize
+
+
+@each_method
 def test_a_trajectory_changes_nothing_and_a_run_repeats_to_the_bit(method):
     x, y = problem(50, 3)
     options = {"lr": 0.1, "steps": 300, "momentum": 0.5, "intercept": True, "method": method}

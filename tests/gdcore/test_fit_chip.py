@@ -109,7 +109,7 @@ def test_a_launch_is_short_enough_to_be_interrupted(seconds, chunk):
     x, y = problem(9, 2, 1)
     plan = types.SimpleNamespace(predicted_step_seconds=seconds)
     spec = Spec(n=9, k=2, m=1, dtype=x.dtype, steps=5, lr=0.1)
-    assert triton.ChipRun(spec, torch.zeros(2, 2, 1)[0], x, y, plan).chunk == chunk
+    assert triton.ChipRun(spec, torch.zeros(2, 1), x, y, plan).chunk == chunk
 
 
 @pytest.mark.parametrize("numbers", [1, 36, 40, 100, 1000], ids="{} row numbers at a time".format)
@@ -148,7 +148,7 @@ def test_an_interrupt_between_launches_returns_what_has_been_learnt(method, afte
         assert_bitwise(result, gdcore.fit(x, y, steps=4 * after, **options))
 
 
-def test_the_start_is_not_overwritten_and_the_result_is_not_the_engines(monkeypatch):
+def test_no_argument_is_overwritten_or_shares_memory_with_the_result():
     x, y = problem(20, 2)
     init = torch.randn(2)
     before = [t.clone() for t in (x, y, init)]

@@ -99,12 +99,6 @@ def test_no_steps_copy_the_state(momentum):
     assert torch.equal(run(x, y, state, 0, **{**FULL, "momentum": momentum})[0], state)
 
 
-def test_without_momentum_its_buffer_stays():
-    x, y = problem(9, 3, 2)
-    state = start(x, y, True, zero=False)
-    assert torch.equal(run(x, y, state, **{**FULL, "momentum": 0.0})[0][1], state[1])
-
-
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy, where it interprets
 @pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=str)
 @pytest.mark.parametrize("where", ["input", "target", "state"])
