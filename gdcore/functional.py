@@ -1,5 +1,7 @@
 """What the user calls: linear + mean squared error in one step, in place of two stock ones."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -9,7 +11,8 @@ from . import autocast, ops
 from .autograd import LinearMSE, run_forward
 from .backends import NOTHING, Wanted, backend_for, load, reference, stock_may_win
 from .explanation import host_is_slower, plan_of
-from .plan import stock_wins_on_cpu
+from .plan import Plan, stock_wins_on_cpu
+from .recall import recall, remember
 from .validation import check_linear_mse, check_matmul_mse
 
 
@@ -68,6 +71,8 @@ def linear_mse(
             and (bias is None or bias.shape == outputs[:1])
         ):
             return _mse_loss(_linear(input, weight, bias), target, _MEAN)
+    if not torch.compiler.is_compiling() and (call := recall(input, weight, target, bias, reduction)):
+        return _planned(call.backend, input, weight, target, bias, reduction, call.wanted, call.plan)
     if has_torch_function((input, weight, target, bias)):
         return handle_torch_function(
             linear_mse, (input, weight, target, bias), input, weight, target, bias, reduction=reduction
@@ -217,7 +222,22 @@ def _fused(backend: str, input: Tensor, weight: Tensor, target: Tensor, bias: Te
     plan = plan_of(backend, input, weight, target, bias, reduction, wanted)
     if plan.path == "stock":
         return reference.linear_mse(input, weight, target, bias, reduction)
+    if backend == "triton":
+        remember(input, weight, target, bias, reduction, wanted, plan)
+    return _planned(load(backend), input, weight, target, bias, reduction, wanted, plan)
+
+
+def _planned(
+    backend: Any,
+    input: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    reduction: str,
+    wanted: Wanted,
+    plan: Plan,
+) -> Tensor:
     if not any(wanted):
-        loss = run_forward(load(backend), input, weight, target, bias, reduction, wanted, plan).loss
+        loss = run_forward(backend, input, weight, target, bias, reduction, wanted, plan).loss
         return loss.view(target.shape) if reduction == "none" else loss
-    return LinearMSE.apply(input, weight, target, bias, reduction, wanted, plan, load(backend))
+    return LinearMSE.apply(input, weight, target, bias, reduction, wanted, plan, backend)

@@ -8,7 +8,10 @@ run-time float that it is one; any other value itself. So equal keys mean one co
 launch of Triton's.
 """
 
+from __future__ import annotations
+
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,9 +22,10 @@ from triton.runtime import driver
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .common import INTERPRET
+from .tape import note
 
 _ENTRIES = 4096  # for shapes that never come back there is an end
-_table: dict[tuple, tuple] = {}
+_table: dict[tuple, Callable[..., None]] = {}  # to what starts the kernel with its run-time arguments
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **named: Any) -> None:
@@ -42,9 +46,10 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **named: Any) -> None
     Where there are hooks, a profiler's for one, Triton launches and calls them. Its settings (environment, `triton.knobs`) and
     the globals that a kernel reads hold as they were at the first launch of a key for all that follow.
     """
-    enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
-    if INTERPRET.value or kernel.pre_run_hooks or getattr(enter, "calls", enter) or getattr(leave, "calls", leave):
-        kernel[grid](*args, **named)
+    if INTERPRET.value or kernel.pre_run_hooks or has_hooks():
+        start = functools.partial(kernel[grid], **named)
+        note(start, args)
+        start(*args)
         return
     first, types = args[0], tuple(map(type, args))
     key = (
@@ -61,12 +66,18 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **named: Any) -> None
         *named,
         *named.values(),
     )
-    known = _table.get(key)
-    if known is None:
-        _first(key, kernel, grid, args, named)
-        return
-    run, stream_of, compiled, constants = known
-    run(stream_of(key[2]), compiled.function, compiled.packed_metadata, None, None, None, *args, *constants)
+    start = _table.get(key)
+    if start is None:
+        start = _first(key, kernel, grid, args, named)
+    else:
+        start(*args)
+    note(start, args)
+
+
+def has_hooks() -> bool:
+    """Whether somebody, a profiler for one, wants to hear of launches."""
+    enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
+    return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave))
 
 
 # By exact type: to ask a tensor whether it is one takes longer than all the rest.
@@ -82,20 +93,28 @@ def _kind(value: Any) -> Any:
     return None if isinstance(value, float) else value
 
 
-def _first(key: tuple, kernel: Any, grid: tuple[int, ...], args: tuple, named: dict[str, Any]) -> None:
-    """Triton's launch, and a note of what it ran."""
+def _first(key: tuple, kernel: Any, grid: tuple[int, ...], args: tuple, named: dict[str, Any]) -> Callable[..., None]:
+    """Triton's launch, and a note of what it ran; returns what makes it again."""
     if [p.is_constexpr for p in kernel.params] != [place >= len(args) for place in range(len(kernel.params))]:
         raise TypeError(
             f"{kernel.__name__}: its constants, and they alone, are given by name: the key has their values"
         )
     compiled = kernel[grid](*args, **named)
     if not isinstance(compiled, CompiledKernel):  # it may still be compiling
-        return
+        return functools.partial(kernel[grid], **named)
     if len(_table) >= _ENTRIES:
         _table.clear()
-    _table[key] = (
+    run, stream_of, device = (
         functools.partial(compiled.run, *(*grid, 1, 1)[:3]),
         driver.active.get_current_stream,
-        compiled,  # without which its code is unloaded; it keeps the kernel too, so that no other one gets its id
-        tuple(named.get(p.name) for p in kernel.params[len(args) :]),
+        key[2],
     )
+    constants = tuple(named.get(p.name) for p in kernel.params[len(args) :])
+
+    def start(*args: Any) -> None:
+        stream = stream_of(device)
+        run(stream, compiled.function, compiled.packed_metadata, None, None, None, *args, *constants)
+
+    # It keeps what was compiled, without which the code is unloaded, and so the kernel: no other one gets its id.
+    _table[key] = start
+    return start

@@ -14,7 +14,6 @@ of the next ones in flight.
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -24,6 +23,7 @@ from .configs import Config, accumulator_dtype
 from .launch import launch
 from .one_pass_vector import stride_units
 from .reduce import add_rows
+from .tape import empty
 
 
 @triton.jit(do_not_specialize=["n_rows", "stride_wm", "stride_wk", "stride_b"])
@@ -203,7 +203,7 @@ def one_pass_dot(
     m, k = weight.shape
     length = 1 + m + m * k if want_grads else 1
     shape = length if programs == 1 else (programs, length)
-    sums = torch.empty(shape, dtype=accumulator_dtype(input.dtype), device=input.device)
+    sums = empty(shape, dtype=accumulator_dtype(input.dtype), device=input.device)
     arguments, options = dot_arguments(
         input,
         weight,

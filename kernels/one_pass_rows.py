@@ -17,7 +17,6 @@ are read without masks (a mask would break the vectors); the last, partial one i
 import math
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -25,6 +24,7 @@ from torch import Tensor
 from .configs import VECTOR_BYTES, Config, accumulator_dtype, rows_group
 from .launch import launch
 from .reduce import add_rows
+from .tape import empty
 
 SUMS_AT_ONCE = 8  # accumulators that share one reduction over the lanes
 
@@ -296,7 +296,7 @@ def one_pass_rows(
     m, k = weight.shape
     length = 1 + m + m * k if want_grads else 1
     shape = length if programs == 1 else (programs, length)
-    sums = torch.empty(shape, dtype=accumulator_dtype(input.dtype), device=input.device)
+    sums = empty(shape, dtype=accumulator_dtype(input.dtype), device=input.device)
     arguments, options = rows_arguments(
         input,
         weight,

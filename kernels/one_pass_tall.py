@@ -25,6 +25,7 @@ from .launch import launch
 from .one_pass_tall_kernel import one_pass_tall_kernel
 from .one_pass_vector import stride_units
 from .reduce import WIDE_ALIGNMENT, add_rows
+from .tape import empty
 
 MAX_ROWS = 2**31 - 2**20  # the loop counts rows in 32 bits, and a step of all programs beyond them
 
@@ -143,7 +144,7 @@ def tall_partials(
     if programs % blocks or not programs:
         raise ValueError(f"programs is {programs}, must be a multiple of the {blocks} blocks of outputs")
     columns, lead, losses, stride = workspace_columns(k, m, config.block_m, want_grads)
-    partials = torch.empty((programs // blocks, stride), dtype=accumulator_dtype(input.dtype), device=input.device)
+    partials = empty((programs // blocks, stride), dtype=accumulator_dtype(input.dtype), device=input.device)
     workspace = Workspace(partials, columns, lead, losses)
     arguments, options = tall_arguments(
         input,

@@ -21,7 +21,6 @@ copies to shared memory, which of 4 bytes are slow and of 2 there are none.
 import math
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -29,6 +28,7 @@ from torch import Tensor
 from .configs import Config, accumulator_dtype, vector_part, vector_registers
 from .launch import launch
 from .reduce import add_rows
+from .tape import empty
 
 
 @triton.jit
@@ -305,7 +305,7 @@ def one_pass_vector(
     m, k = weight.shape
     length = 1 + m + m * k if want_grads else 1
     shape = length if programs == 1 else (programs, length)
-    sums = torch.empty(shape, dtype=accumulator_dtype(input.dtype), device=input.device)
+    sums = empty(shape, dtype=accumulator_dtype(input.dtype), device=input.device)
     arguments, options = vector_arguments(
         input,
         weight,

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .common import narrow
 from .launch import launch
+from .tape import empty
 
 ELEMENTS_PER_TILE = 8192  # 32 for each thread: a round is a trip to L2, whatever it brings
 MAX_COLUMNS = 32  # 128 bytes of float32: one cache line for each row
@@ -127,7 +128,7 @@ def add_rows(
     else:
         block_n, block_m = wide_tile(n_rows, n_columns)
     unit = math.gcd(stride, WIDE_ALIGNMENT)
-    out = torch.empty(n_columns - lead + 1, dtype=out_dtype or partials.dtype, device=partials.device)
+    out = empty((n_columns - lead + 1,), dtype=out_dtype or partials.dtype, device=partials.device)
     # One program for each block of columns.
     launch(
         add_rows_kernel,

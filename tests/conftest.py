@@ -9,6 +9,8 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+from gdcore import recall
+
 SEED = int(os.environ.setdefault("GDCORE_SEED", str(random.SystemRandom().randrange(2**31))))  # of all processes
 
 
@@ -25,6 +27,7 @@ SAMPLED = {
         "test_fit_refusals.py",
         "test_parity.py",
         "test_plan_boundaries.py",
+        "test_recall.py",
         "test_sgd_beyond.py",
         "test_step.py",
         "test_wide.py",
@@ -81,3 +84,4 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(SEED)
+    recall.forget()  # of calls in other tests, which may have been planned otherwise

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gdcore import devices, functional, paths, plan, step_run
+from gdcore import devices, functional, paths, plan, recall, step_run
 from gdcore.cost import Asked
 from gdcore.kernels import configs
 from gdcore.plan import Plan
@@ -37,6 +37,7 @@ class Case(NamedTuple):
         """linear_mse and linear_mse_sgd_ take this path, whatever is predicted of the others."""
         for module in (functional, step_run):
             monkeypatch.setattr(module, "plan_of", self.plan)
+        recall.forget()
         monkeypatch.setattr(functional, "host_is_slower", lambda *_: False)  # small shapes do not go to stock
 
     def plan(self, backend, input, weight, target, bias, reduction, wanted, small_to_stock=True) -> Plan:

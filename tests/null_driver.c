@@ -6,9 +6,14 @@
 #include <string.h>
 
 #define ARGUMENTS 64
+#define KEPT 64
 
 static char message[256] = "the null driver refuses";
 static long modules;
+
+static struct {
+  long function, grid[3];
+} started[KEPT];
 
 static struct {
   long launches, function, grid[3], stream, cooperative, count;
@@ -17,6 +22,9 @@ static struct {
 static int sizes[ARGUMENTS], sizes_count;
 
 void *null_driver_last(void) { return &last; }
+
+/* Kernel and grid of each of the last KEPT launches, launch n at n modulo KEPT. */
+void *null_driver_started(void) { return started; }
 
 /* The bytes of each argument of the launches to come. */
 void null_driver_expect(const int *bytes, int count) {
@@ -74,6 +82,10 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction function, voi
              config->gridDimY, config->gridDimZ, config->sharedMemBytes);
     return CUDA_ERROR_INVALID_VALUE;
   }
+  started[last.launches % KEPT].function = (long)function;
+  started[last.launches % KEPT].grid[0] = config->gridDimX;
+  started[last.launches % KEPT].grid[1] = config->gridDimY;
+  started[last.launches % KEPT].grid[2] = config->gridDimZ;
   last.launches++;
   last.function = (long)function;
   last.grid[0] = config->gridDimX, last.grid[1] = config->gridDimY, last.grid[2] = config->gridDimZ;

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 SOURCE = pathlib.Path(__file__).with_name("null_driver.c")
 BYTES = {"i1": 1, "i8": 1, "i16": 2, "i32": 4, "u32": 4, "i64": 8, "u64": 8, "fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8}
-TENSOR_MAP = 128
+TENSOR_MAP, KEPT = 128, 64
 
 
 def compiler() -> str | None:
@@ -78,6 +78,7 @@ class Driver:
 
         self.device, self.stream, self.library = 0, 7, ctypes.CDLL("libcuda.so.1")
         self.library.null_driver_last.restype = ctypes.POINTER(_Last)
+        self.library.null_driver_started.restype = ctypes.c_void_p
         here = self
 
         class NullDriver(CudaDriver):
@@ -94,6 +95,11 @@ class Driver:
     @property
     def launches(self) -> int:
         return self.library.null_driver_last().contents.launches
+
+    def started(self, since: int) -> list[tuple[int, ...]]:
+        """Kernel and grid of each launch since there were so many, KEPT at most."""
+        table = (ctypes.c_long * 4 * KEPT).from_address(self.library.null_driver_started())
+        return [tuple(table[number % KEPT]) for number in range(since, self.launches)]
 
     def last(self) -> Launched:
         found = self.library.null_driver_last().contents

@@ -24,7 +24,7 @@ sys.path.remove(str(pathlib.Path(__file__).resolve().parent))  # whose gdcore/ h
 
 import gdcore  # noqa: E402
 import gdcore.kernels.launch as module  # noqa: E402
-from gdcore import backends, devices  # noqa: E402
+from gdcore import backends, devices, recall  # noqa: E402
 from gdcore.kernels.launch import launch  # noqa: E402
 from gdcore.kernels.tiles import descriptor  # noqa: E402
 
@@ -212,7 +212,7 @@ def check_kernels() -> dict[str, str]:
     holders = [m for n, m in sys.modules.items() if n.startswith("gdcore.kernels.") and hasattr(m, "launch")]
     patches = [mock.patch.object(m, "launch", compared) for m in holders if m is not module]
     on_h100 = mock.patch.object(devices, "INTERPRETED", devices.H200)
-    backends.interpreting = lambda: True  # takes tensors on the CPU
+
     expected = {
         "add_rows_kernel", "backward_target_kernel", "forward_descriptors_kernel", "one_pass_rows_kernel",
         "one_pass_rows_step_kernel", "one_pass_vector_kernel", "run_batches_kernel", "run_grid_kernel",
@@ -252,6 +252,34 @@ def check_kernels() -> dict[str, str]:
     return found | {"kernels": f"never launched: {sorted(missing)}" if missing else ""}
 
 
+def check_replays() -> dict[str, str]:
+    """A call from a tape starts the kernels that one starts of which everything is asked, aligned and not."""
+    found: dict[str, str] = {}
+    memory = torch.zeros(3_000_000)
+    with gdcore.use_backend("triton"), mock.patch.object(devices, "INTERPRETED", devices.H200):
+        for k in (4, 40):
+            w = torch.zeros(1, k, requires_grad=True)
+
+            def started(offset: int, k=k, w=w) -> list:
+                x, y = memory[offset:][: 50_000 * k].view(-1, k), memory[-50_000:].view(-1, 1)
+                before = DRIVER.launches
+                gdcore.linear_mse(x, w, y)
+                return DRIVER.started(before)
+
+            expected = {}
+            for offset in (0, 1):
+                recall.forget()
+                expected[offset] = started(offset)
+            recall.forget()
+            for turn, offset in enumerate((0, 0, 0, 0, 1, 1, 0, 1)):
+                said = started(offset)
+                wrong = said != expected[offset] or len(said) != 2 or expected[0] == expected[1]
+                found[f"K = {k}, call {turn}"] = f"{said} in place of {expected}" * wrong
+    (call, *_) = recall._known.values()
+    return found | {"tape": "" if call.backend.taped[1] else "nothing was taped"}
+
+
 if __name__ == "__main__":
-    checks = check_table, check_hooks, check_names, check_memory, check_bound, check_kernels
+    backends.interpreting = lambda: True  # takes tensors on the CPU
+    checks = check_table, check_hooks, check_names, check_memory, check_bound, check_kernels, check_replays
     print(json.dumps({check.__name__.removeprefix("check_"): check() for check in checks}))

@@ -22,7 +22,7 @@ from .triton_tall import launch_of
 
 __all__ = ["backward", "forward", "new_counter", "step"]
 
-_ONE_PASS = {
+ONE_PASS = {
     "one_pass_rows": one_pass_rows,
     "one_pass_vector": one_pass_vector,
     "one_pass_dot": one_pass_dot,
@@ -44,9 +44,9 @@ def forward(
     residual = input.new_empty(n, m, dtype=loss_dtype) if plan.store_residual else None
     loss_scale = 1 / (n * m) if reduction == "mean" else 1.0
     with on_device_of(input):
-        if plan.path in _ONE_PASS:
+        if plan.path in ONE_PASS:
             config, programs = launch_of(plan, input, target)
-            sums = _ONE_PASS[plan.path](
+            sums = ONE_PASS[plan.path](
                 input,
                 weight,
                 target,
@@ -59,20 +59,23 @@ def forward(
                 residual=residual,
                 input_precision=plan.input_precision,
             )
-            loss = in_dtype(sums[0], loss_dtype)
-            if not (wanted.weight or wanted.bias):
-                return Forward(loss, residual)
-            return Forward(
-                loss,
-                residual,
-                sums.as_strided((m, plan.k), (plan.k, 1), 1 + m) if wanted.weight else None,
-                sums[1 : 1 + m] if wanted.bias else None,
-            )
+            return from_sums(sums, residual, loss_dtype, wanted, plan)
         squares = input.new_empty(n, m, dtype=loss_dtype) if reduction == "none" else None
         loss = triton_tiled.forward(
             input, weight, target, bias, plan, loss_scale=loss_scale, residual=residual, squares=squares
         )
         return Forward(squares if loss is None else loss.to(loss_dtype), residual)
+
+
+def from_sums(sums: Tensor, residual: Tensor | None, loss_dtype: torch.dtype, wanted: Wanted, plan: Plan) -> Forward:
+    """What a one-pass kernel's sums are: loss, db, dW, one after another."""
+    m, k = plan.m, plan.k
+    return Forward(
+        in_dtype(sums[0], loss_dtype),
+        residual,
+        sums.as_strided((m, k), (k, 1), 1 + m) if wanted.weight else None,
+        sums[1 : 1 + m] if wanted.bias else None,
+    )
 
 
 def backward(

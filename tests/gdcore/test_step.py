@@ -654,7 +654,7 @@ def test_rows_at_odd_addresses_have_a_configuration_of_their_own(which, architec
 
     n, k, m, calls = 70, 136, 72, []
     sums = torch.zeros(1 + m + m * k, device=DEVICE)
-    monkeypatch.setattr(triton, "_ONE_PASS", {"one_pass_tall": lambda *a, **o: calls.append(o) or sums})
+    monkeypatch.setattr(triton, "ONE_PASS", {"one_pass_tall": lambda *a, **o: calls.append(o) or sums})
     monkeypatch.setattr(triton_step, "one_pass_step", lambda *a, **o: calls.append(o))
     t = {name: placed(tensor, int(name == which)) for name, tensor in draw(n, k, m, torch.bfloat16).items()}
     bare = plan.Plan("triton", "", "", devices.KNOWN[architecture], n, k, m, dtype=torch.bfloat16)

@@ -1,0 +1,281 @@
+"""A call like two before it skips the questions and takes its launches from a tape: with the same result, and never for another kind."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+from torch.overrides import BaseTorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import gdcore
+import support
+from gdcore import functional, plan, recall
+from gdcore.backends import triton, triton_replay
+from gdcore.kernels import tape
+from support import DEVICE
+
+SHAPES = {
+    "rows": (50, 3, 1),
+    "vector": (50, 40, 1),
+    "vector, odd rows": (35, 37, 3),
+    "dot": (64, 64, 8),
+    "tall": (64, 64, 64),
+    "tiled": (33, 300, 20),
+}
+WANTED = {"nothing": (), "dW": ("weight",), "dW, db": ("weight", "bias"), "all": ("input", "weight", "target", "bias")}
+
+
+def draw(n, k, m, dtype=torch.float32, bias=False):
+    return support.draw(n, k, m, dtype, bias)
+
+
+def assert_bitwise(ours, theirs):
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.equal(one, other) and one.dtype is other.dtype and one.stride() == other.stride()
+
+
+@pytest.fixture(autouse=True)
+def _kernels(monkeypatch):
+    monkeypatch.setattr(plan, "_STOCK_NUMBERS_CUDA", 0)
+    with gdcore.use_backend("triton"):
+        yield
+
+
+@pytest.fixture
+def planned(monkeypatch):
+    """The calls that were planned."""
+    calls, plan_of = [], functional.plan_of
+    monkeypatch.setattr(functional, "plan_of", lambda *a, **o: calls.append(a) or plan_of(*a, **o))
+    return calls
+
+
+def called(tensors, wanted=("weight",), reduction="mean"):
+    """(loss, gradients)."""
+    leaves = {name: t.detach().requires_grad_(name in wanted) for name, t in tensors.items()}
+    loss = gdcore.linear_mse(*leaves.values(), reduction=reduction)
+    if not wanted:
+        return (loss,)
+    return loss, *torch.autograd.grad(loss, [leaves[name] for name in wanted], torch.full_like(loss, 0.5))
+
+
+def anew(*args, **options):
+    """The same, asked and planned."""
+    recall.forget()
+    return called(*args, **options)
+
+
+def learnt(tensors, **options):
+    """Two calls, after which the kind is known; the third is the first from the tape."""
+    recall.forget()
+    for _ in range(4):
+        called(tensors, **options)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("wanted", WANTED.values(), ids=WANTED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_the_third_call_is_not_planned_and_right(shape, dtype, wanted, reduction, planned):
+    draws = [draw(*shape, dtype, bias="bias" in wanted) for _ in range(4)]
+    found = [called(tensors, wanted=wanted, reduction=reduction) for tensors in draws]
+    assert len(planned) == 2
+    for tensors, ours in zip(draws[2:], found[2:], strict=True):  # recorded, and from the tape
+        assert_bitwise(ours, anew(tensors, wanted=wanted, reduction=reduction))
+
+
+def offset(tensor):
+    """The same numbers at an odd address."""
+    memory = torch.empty(tensor.numel() + 1, dtype=tensor.dtype, device=tensor.device)
+    return memory[1:].view(tensor.shape).copy_(tensor)
+
+
+OTHERS = {
+    "columns first": lambda t: t | {"input": t["input"].t().contiguous().t()},
+    "another number of rows": lambda t: t | {"input": t["input"][:-1], "target": t["target"][:-1]},
+    "rows apart": lambda t: t | {"input": t["input"].repeat(1, 2)[:, : t["input"].shape[1]]},
+    "another dtype": lambda t: {name: tensor.double() for name, tensor in t.items()},
+    "a wider target": lambda t: t | {"target": t["target"].double()},
+    "a bias": lambda t: t | {"bias": torch.randn_like(t["target"][0])},
+    "another address": lambda t: t | {"input": offset(t["input"])},
+    "a weight at another address": lambda t: t | {"weight": offset(t["weight"])},
+    "leading dimensions": lambda t: t | {"input": t["input"][None], "target": t["target"][None]},
+}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+@pytest.mark.parametrize("shape", [SHAPES["rows"], SHAPES["vector"], SHAPES["dot"]], ids=str)
+def test_other_tensors_are_not_taken_for_known_ones(shape, other):
+    tensors = draw(*shape)
+    learnt(tensors)
+    changed = other(tensors)
+    ours, back = called(changed), called(tensors)
+    assert_bitwise(ours, anew(changed))
+    assert_bitwise(back, anew(tensors))
+
+
+@pytest.mark.parametrize("wanted", [("input",), ("weight", "input"), ("target",), ()], ids=str)
+def test_another_gradient_is_another_kind(wanted):
+    tensors = draw(*SHAPES["vector"])
+    learnt(tensors)
+    assert_bitwise(called(tensors, wanted=wanted), anew(tensors, wanted=wanted))
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_another_reduction_is_another_kind(reduction):
+    tensors = draw(*SHAPES["vector"])
+    learnt(tensors)
+    assert_bitwise(called(tensors, reduction=reduction), anew(tensors, reduction=reduction))
+
+
+class Seen(BaseTorchFunctionMode):
+    def __init__(self):
+        self.functions = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.functions.append(function)
+        return super().__torch_function__(function, types, args, kwargs)
+
+
+class Dispatched(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
+SETTINGS = {
+    "a backend by name": lambda: gdcore.use_backend("reference"),
+    "a precision": lambda: gdcore.use_float32_precision("tf32x3"),
+    "no gradients": torch.no_grad,
+    "inference": torch.inference_mode,
+    "a mode of functions": Seen,
+    "a mode of operators": Dispatched,
+    "autocast": lambda: torch.autocast(DEVICE, dtype=torch.bfloat16),
+    "dual numbers": forward_ad.dual_level,
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+def test_a_setting_is_heeded(setting):
+    x, w, y = draw(*SHAPES["dot"]).values()
+    w.requires_grad_()
+    for _ in range(4):
+        gdcore.linear_mse(x, w, y)
+    assert recall.recall(x, w, y, None, "mean") is not None
+    with setting():
+        assert recall.recall(x, w, y, None, "mean") is None
+    assert recall.recall(x, w, y, None, "mean") is not None
+
+
+def test_a_mode_of_functions_sees_the_call():
+    x, w, y = draw(*SHAPES["dot"]).values()
+    for _ in range(4):
+        gdcore.linear_mse(x, w, y)
+    with Seen() as mode:
+        gdcore.linear_mse(x, w, y)
+    assert gdcore.linear_mse in mode.functions
+
+
+def test_transforms_are_heeded():
+    x, w, y = draw(*SHAPES["dot"]).values()
+    for _ in range(4):
+        gdcore.linear_mse(x, w, y)
+    loss, tangent = torch.func.jvp(lambda w: gdcore.linear_mse(x, w, y), (w,), (torch.ones_like(w),))
+    assert tangent.shape == loss.shape == ()
+    inside = []
+
+    def row(one, target):
+        inside.append(recall.recall(x, w, y, None, "mean"))
+        return gdcore.linear_mse(one[None], w, target[None])
+
+    assert torch.func.vmap(row)(x, y).shape == (len(x),)
+    assert inside == [None]
+
+
+def test_wrong_arguments_are_refused_as_ever():
+    tensors = draw(*SHAPES["vector"])
+    learnt(tensors)
+    x, w, y = tensors.values()
+    for wrong, error in (((x, w, y[:-1]), ValueError), ((x, w, None), TypeError), ((x, w.int(), y), RuntimeError)):
+        with pytest.raises(error):
+            gdcore.linear_mse(*wrong)
+    with pytest.raises(ValueError, match="median"):
+        gdcore.linear_mse(x, w, y, reduction="median")
+    with pytest.raises(TypeError):
+        gdcore.linear_mse("x", w, y)
+
+
+@pytest.mark.parametrize("shape", [SHAPES["vector"], SHAPES["tiled"]], ids=str)
+def test_no_tensor_is_kept(shape):
+    x, w, y = draw(*shape).values()
+    w.requires_grad_()
+    for _ in range(4):
+        gdcore.linear_mse(x, w, y)
+    assert recall.recall(x, w, y, None, "mean") is not None
+    gone = [weakref.ref(tensor) for tensor in (x, w, y)]
+    del x, w, y
+    gc.collect()
+    assert [ref() for ref in gone] == [None] * 3
+
+
+def test_kinds_in_turn_are_not_learnt_and_there_is_an_end_of_them(monkeypatch, planned):
+    x, w, y = draw(*SHAPES["vector"]).values()
+    turned = x.t().contiguous().t()
+    for _ in range(4):
+        gdcore.linear_mse(x, w, y), gdcore.linear_mse(turned, w, y)
+    assert len(planned) == 8
+    monkeypatch.setattr(recall, "_KINDS", 3)
+    for n in range(2, 12):
+        gdcore.linear_mse(x[:n], w, y[:n])
+    assert len(recall._known) <= 3
+
+
+def test_a_graph_kept_for_a_second_backward_pass_and_a_second_derivative():
+    tensors = draw(*SHAPES["vector"])
+    learnt(tensors)
+    x, w, y = tensors.values()
+    w.requires_grad_()
+    loss = gdcore.linear_mse(x, w, y)
+    first, second = (torch.autograd.grad(loss, w, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    gradient = torch.autograd.grad(loss, w, create_graph=True)[0]
+    hessian = torch.autograd.grad(gradient.sum(), w)[0]
+    torch.testing.assert_close(hessian, (2 * x.t() @ x / len(x)).sum(0, keepdim=True), rtol=1e-4, atol=1e-4)
+
+
+def test_a_profiler_sees_its_launches(monkeypatch):
+    tensors = draw(*SHAPES["vector"])
+    learnt(tensors)
+    calls, forward = [], triton.forward
+    monkeypatch.setattr(triton, "forward", lambda *a: calls.append(a) or forward(*a))
+    ours = called(tensors)
+    assert not calls
+    monkeypatch.setattr(triton_replay, "has_hooks", lambda: True)
+    assert_bitwise(called(tensors), ours)
+    assert len(calls) == 1
+
+
+def test_a_tape_refuses_what_it_cannot_place():
+    given, other = torch.zeros(3), torch.zeros(3)
+    for args, can in (((given, 1), True), ((other, 1), False), ((1, 2.0, None), True)):
+        with tape.recording() as recorded:
+            made = tape.empty((2,), dtype=torch.float32, device=given.device)
+            tape.note(lambda *_: None, (*args, made))
+        assert (recorded.replay([given]) is not None) is can
+    tape.note(lambda *_: None, (other,))  # nobody records
+    assert len(recorded.launches) == 1
+
+
+def test_a_replay_calls_with_the_new_tensors_and_the_old_numbers():
+    given, calls = torch.zeros(3), []
+    with tape.recording() as recorded:
+        made = tape.empty((2, 5), dtype=torch.float64, device=given.device)
+        tape.note(lambda *args: calls.append(args), (given, made, 7, None, 0.5))
+    replay = recorded.replay([given])
+    for _ in range(2):
+        fresh = torch.ones(3)
+        (out,) = replay(fresh)
+        assert calls[-1][0] is fresh and calls[-1][1] is out and calls[-1][2:] == (7, None, 0.5)
+        assert out.shape == (2, 5) and out.dtype is torch.float64
+    assert calls[0][1] is not calls[1][1]
