@@ -23,9 +23,14 @@ class Tape:
         self.made: list[Tensor] = []
         self.launches: list[tuple[Callable[..., None], tuple]] = []
 
-    def replay(self, given: Sequence[Tensor | None]) -> "Replay | None":
-        """The launches, for other tensors in place of those given; None if one reads what is neither given nor made there."""
+    def replay(self, given: Sequence[Tensor]) -> "Replay | None":
+        """The launches, for other tensors in place of those given.
+
+        None if one reads what is neither given nor made there, or if a tensor was given twice: as what, cannot be told.
+        """
         tensors = [*given, *self.made]
+        if len(set(map(id, tensors))) < len(tensors):
+            return None
         steps = []
         for start, args in self.launches:
             places = [(i, _place(arg, tensors)) for i, arg in enumerate(args) if _is_memory(arg)]
@@ -41,7 +46,7 @@ class Replay:
     def __init__(self, made: list[tuple[torch.Size, torch.dtype]], steps: list[tuple]) -> None:
         self.made, self.steps = made, steps
 
-    def __call__(self, *given: Tensor | None) -> list[Tensor]:
+    def __call__(self, *given: Tensor) -> list[Tensor]:
         device = given[0].device
         made = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in self.made]
         tensors = (*given, *made)
@@ -84,5 +89,5 @@ def _is_memory(arg: Any) -> bool:
     return isinstance(arg, Tensor) or hasattr(arg, "base")
 
 
-def _place(arg: Any, tensors: list[Tensor | None]) -> int | None:
+def _place(arg: Any, tensors: list[Tensor]) -> int | None:
     return next((place for place, tensor in enumerate(tensors) if tensor is arg), None)

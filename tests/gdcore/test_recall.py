@@ -130,6 +130,15 @@ def test_another_reduction_is_another_kind(reduction):
     assert_bitwise(called(tensors, reduction=reduction), anew(tensors, reduction=reduction))
 
 
+def test_a_tensor_given_twice_stands_for_itself_alone():
+    x, w, y = draw(30, 3, 3).values()
+    for _ in range(4):
+        gdcore.linear_mse(x, w, x)
+    for target in (y, x, y):
+        ours = gdcore.linear_mse(x, w, target)
+        torch.testing.assert_close(ours, torch.nn.functional.mse_loss(x @ w.t(), target))
+
+
 class Seen(BaseTorchFunctionMode):
     def __init__(self):
         self.functions = []
@@ -263,6 +272,7 @@ def test_a_tape_refuses_what_it_cannot_place():
             made = tape.empty((2,), dtype=torch.float32, device=given.device)
             tape.note(lambda *_: None, (*args, made))
         assert (recorded.replay([given]) is not None) is can
+    assert recorded.replay([given, given]) is None
     tape.note(lambda *_: None, (other,))  # nobody records
     assert len(recorded.launches) == 1
 
