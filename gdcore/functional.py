@@ -82,7 +82,7 @@ def linear_mse(
     backend = _backend(input, weight, target, bias, reduction)
     if backend is None:
         return reference.linear_mse(input, weight, target, bias, reduction)
-    return _fused(backend, input, weight, target, bias, reduction)
+    return _fused(backend, input, weight, target, bias, reduction, as_given=True)
 
 
 def matmul_mse(x: Tensor, a: Tensor, y: Tensor, *, reduction: str = "mean") -> Tensor:
@@ -209,8 +209,18 @@ def _backend(input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None,
 _PLAIN = frozenset((Tensor, torch.nn.Parameter))
 
 
-def _fused(backend: str, input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, reduction: str) -> Tensor:
+def _fused(
+    backend: str,
+    input: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    reduction: str,
+    as_given: bool = False,
+) -> Tensor:
+    """`as_given`: the tensors are those of the caller of linear_mse, who may come again."""
     if target.dtype is torch.float64 and input.dtype is not torch.float64:  # stock's loss is float64, so all of it is
+        as_given = False
         input, weight, bias = input.double(), weight.double(), None if bias is None else bias.double()
     wanted = NOTHING
     if torch.is_grad_enabled():
@@ -222,7 +232,7 @@ def _fused(backend: str, input: Tensor, weight: Tensor, target: Tensor, bias: Te
     plan = plan_of(backend, input, weight, target, bias, reduction, wanted)
     if plan.path == "stock":
         return reference.linear_mse(input, weight, target, bias, reduction)
-    if backend == "triton":
+    if as_given and backend == "triton":
         remember(input, weight, target, bias, reduction, wanted, plan)
     return _planned(load(backend), input, weight, target, bias, reduction, wanted, plan)
 

@@ -1,9 +1,10 @@
-"""A call on a GPU like one before: what was found out of that one holds, and nothing has to be asked again.
+"""A call on a GPU like two before: what was found out of those holds, and nothing has to be asked again.
 
 Before a kernel starts, Python asks what the arguments are, what mode it is in and what to do, and works out the launches; beside
-a GPU that needs 40 µs for the work, that is most of the call. The first call of a kind goes that way, the second too, and leaves
-its answers here. From the third on one call of PyTorch's compiler guards compares all that the answers depend on of the tensors
-(types, dtypes, devices, shapes, strides, whether they require a gradient), and the launches come from a tape.
+a GPU that needs 40 µs for the work, that is most of the call. Two calls of a kind go that way, and leave their answers here.
+From then on one call of PyTorch's compiler guards compares what the answers depend on of the tensors (types, dtypes, devices,
+shapes, strides, whether they require a gradient, what is dispatched on). Where one read of the data is all there is, a third call
+is recorded, and later ones take their launches from the tape.
 """
 
 from collections.abc import Callable
@@ -13,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from . import chunks
 from .backends import Wanted, chosen, load
-from .chunks import LARGE_BYTES
 from .plan import Plan, stock_wins_on_cuda
 from .precision import float32_precision
 
@@ -39,11 +40,18 @@ class Call(NamedTuple):
 _known: dict[tuple, Call | Plan] = {}  # a plan: a kind that was met once
 
 
-def recall(input: Any, weight: Any, target: Any, bias: Any, reduction: str) -> Call | None:
+def recall(input: Any, weight: Any, target: Any, bias: Any, reduction: Any) -> Call | None:
     """What is known of a call with these arguments, if anything is and all of it holds."""
-    if not _known or type(input) not in _TENSORS or type(weight) not in _TENSORS:
+    if (
+        not _known
+        or type(input) not in _TENSORS
+        or type(weight) not in _TENSORS
+        or type(target) not in _TENSORS
+        or type(reduction) is not str
+        or not input.layout is weight.layout is target.layout is torch.strided
+    ):
         return None
-    call = _known.get(_kind(input, weight, bias, reduction))
+    call = _known.get(_kind(input, weight, target, bias, reduction))
     if type(call) is not Call:
         return None
     alike = call.check(input, weight, target) if bias is None else call.check(input, weight, target, bias)
@@ -53,24 +61,43 @@ def recall(input: Any, weight: Any, target: Any, bias: Any, reduction: str) -> C
 def remember(
     input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, reduction: str, wanted: Wanted, plan: Plan
 ) -> None:
-    """A call that the Triton backend takes on this plan: with the second in a row, its kind is known."""
-    if TensorGuards is None or _in_a_mode() or not _is_lasting(input, target, plan):
+    """A call with these arguments, as they were given, that the Triton backend takes on this plan: the second one is learnt."""
+    tensors = (input, weight, target) if bias is None else (input, weight, target, bias)
+    if (
+        TensorGuards is None
+        or _in_a_mode()
+        or not _is_lasting(input, target, plan)
+        or len(set(map(id, tensors))) < len(tensors)  # which the guards refuse
+    ):
         return
-    kind = _kind(input, weight, bias, reduction)
-    if _known.get(kind) is not plan:
+    kind = _kind(input, weight, target, bias, reduction)
+    met = _known.get(kind)
+    if type(met) is Call:  # for others of this kind, which may come back: two that take turns would be learnt each time
+        return
+    if met is not plan:
         if len(_known) >= _KINDS:
             _known.clear()
         _known[kind] = plan
         return
-    tensors = (input, weight, target) if bias is None else (input, weight, target, bias)
-    sizes, strides = [list(t.shape) for t in tensors], [list(t.stride()) for t in tensors]
-    check = TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check
-    backend = load("triton")
-    if plan.path in backend.ONE_PASS and not plan.store_residual:
-        from .backends.triton_replay import OnePass
+    check = _guards(tensors)
+    if check is not None:
+        backend = load("triton")
+        if plan.path in backend.ONE_PASS and not plan.store_residual:
+            from .backends.triton_replay import OnePass
 
-        backend = OnePass()
-    _known[kind] = Call(check, wanted, plan, backend)
+            backend = OnePass()
+        _known[kind] = Call(check, wanted, plan, backend)
+
+
+def _guards(tensors: tuple[Tensor, ...]) -> Callable[..., bool] | None:
+    """Whether tensors are like these; None where this version of PyTorch has no such guards."""
+    global TensorGuards
+    sizes, strides = [list(t.shape) for t in tensors], [list(t.stride()) for t in tensors]
+    try:
+        return TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check
+    except TypeError:
+        TensorGuards = None
+        return None
 
 
 def forget() -> None:
@@ -78,12 +105,20 @@ def forget() -> None:
     _known.clear()
 
 
-def _kind(input: Tensor, weight: Tensor, bias: Tensor | None, reduction: str) -> tuple:
-    """What chooses the entry; beside the tensors' likeness, all that the answers depend on."""
+def _kind(input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, reduction: str) -> tuple:
+    """What chooses the entry: beside the tensors' likeness, all that the answers depend on."""
     return (
         input.get_device(),
         input.shape,
         weight.shape,
+        input.stride(),
+        weight.stride(),
+        target.stride(),
+        input.dtype,
+        target.dtype,
+        input.requires_grad,
+        weight.requires_grad,
+        target.requires_grad,
         bias is None,
         reduction,
         torch.is_grad_enabled(),
@@ -95,7 +130,9 @@ def _kind(input: Tensor, weight: Tensor, bias: Tensor | None, reduction: str) ->
 def _is_lasting(input: Tensor, target: Tensor, plan: Plan) -> bool:
     """Whether the plan depends on nothing else: neither on free memory nor on whether a graph is being captured."""
     numbers, products = input.numel() + target.numel(), target.numel() * input.shape[-1]
-    return target.numel() * input.itemsize < LARGE_BYTES and not stock_wins_on_cuda(numbers, products, input.dtype)
+    return target.numel() * input.itemsize < chunks.LARGE_BYTES and not stock_wins_on_cuda(
+        numbers, products, input.dtype
+    )
 
 
 def _in_a_mode() -> bool:

@@ -46,7 +46,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **named: Any) -> None
     Where there are hooks, a profiler's for one, Triton launches and calls them. Its settings (environment, `triton.knobs`) and
     the globals that a kernel reads hold as they were at the first launch of a key for all that follow.
     """
-    if INTERPRET.value or kernel.pre_run_hooks or has_hooks():
+    if INTERPRET.value or has_hooks():
         start = functools.partial(kernel[grid], **named)
         note(start, args)
         start(*args)
@@ -112,6 +112,9 @@ def _first(key: tuple, kernel: Any, grid: tuple[int, ...], args: tuple, named: d
     constants = tuple(named.get(p.name) for p in kernel.params[len(args) :])
 
     def start(*args: Any) -> None:
+        if kernel.pre_run_hooks:
+            kernel[grid](*args, **named)
+            return
         stream = stream_of(device)
         run(stream, compiled.function, compiled.packed_metadata, None, None, None, *args, *constants)
 

@@ -5,9 +5,8 @@ time. A tape holds them, with a place for each tensor that was given to the call
 tensors themselves. That the new ones are like the old ones, down to the alignment of their addresses, is the caller's care.
 """
 
-import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -58,12 +57,12 @@ class Replay:
         return made
 
 
-@contextlib.contextmanager
-def recording() -> Iterator[Tape]:
-    """A tape of what this thread launches."""
-    before, _thread.tape = getattr(_thread, "tape", None), Tape()
-    try:
-        yield _thread.tape
+def recorded(call: Callable[[], Any]) -> tuple[Any, Tape]:
+    """What the call returns, and a tape of what this thread launches meanwhile."""
+    before, tape = getattr(_thread, "tape", None), Tape()
+    try:  # no context manager, which Ctrl-C can leave entered
+        _thread.tape = tape
+        return call(), tape
     finally:
         _thread.tape = before
 

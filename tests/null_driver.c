@@ -7,29 +7,27 @@
 
 #define ARGUMENTS 64
 #define KEPT 64
+#define FUNCTIONS 4096
 
 static char message[256] = "the null driver refuses";
 static long modules;
 
+static long launches;
 static struct {
-  long function, grid[3];
-} started[KEPT];
-
-static struct {
-  long launches, function, grid[3], stream, cooperative, count;
+  long function, grid[3], stream, cooperative, count;
   unsigned char arguments[ARGUMENTS][128];
-} last;
-static int sizes[ARGUMENTS], sizes_count;
+} started[KEPT]; /* launch n at n modulo KEPT */
+static struct {
+  int count, bytes[ARGUMENTS];
+} expected[FUNCTIONS];
 
-void *null_driver_last(void) { return &last; }
-
-/* Kernel and grid of each of the last KEPT launches, launch n at n modulo KEPT. */
+long null_driver_launches(void) { return launches; }
 void *null_driver_started(void) { return started; }
 
-/* The bytes of each argument of the launches to come. */
-void null_driver_expect(const int *bytes, int count) {
-  memcpy(sizes, bytes, sizeof(int) * count);
-  sizes_count = count;
+/* The bytes of each argument of a kernel; of others no arguments are kept. */
+void null_driver_expect(long function, const int *bytes, int count) {
+  memcpy(expected[function % FUNCTIONS].bytes, bytes, sizeof(int) * count);
+  expected[function % FUNCTIONS].count = count;
 }
 
 CUresult cuGetErrorString(CUresult error, const char **text) { return *text = message, CUDA_SUCCESS; }
@@ -82,21 +80,16 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction function, voi
              config->gridDimY, config->gridDimZ, config->sharedMemBytes);
     return CUDA_ERROR_INVALID_VALUE;
   }
-  started[last.launches % KEPT].function = (long)function;
-  started[last.launches % KEPT].grid[0] = config->gridDimX;
-  started[last.launches % KEPT].grid[1] = config->gridDimY;
-  started[last.launches % KEPT].grid[2] = config->gridDimZ;
-  last.launches++;
-  last.function = (long)function;
-  last.grid[0] = config->gridDimX, last.grid[1] = config->gridDimY, last.grid[2] = config->gridDimZ;
-  last.stream = (long)config->hStream;
-  last.cooperative = 0;
+  int at = launches++ % KEPT;
+  memset(&started[at], 0, sizeof started[at]);
+  started[at].function = (long)function;
+  started[at].grid[0] = config->gridDimX, started[at].grid[1] = config->gridDimY, started[at].grid[2] = config->gridDimZ;
+  started[at].stream = (long)config->hStream;
   for (unsigned i = 0; i < config->numAttrs; i++)
-    last.cooperative |= config->attrs[i].id == CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
-  last.count = sizes_count;
-  memset(last.arguments, 0, sizeof last.arguments);
-  for (int i = 0; i < sizes_count; i++)
-    memcpy(last.arguments[i], arguments[i], sizes[i]);
+    started[at].cooperative |= config->attrs[i].id == CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
+  started[at].count = expected[(long)function % FUNCTIONS].count;
+  for (int i = 0; i < started[at].count; i++)
+    memcpy(started[at].arguments[i], arguments[i], expected[(long)function % FUNCTIONS].bytes[i]);
   return CUDA_SUCCESS;
 }
 

@@ -56,9 +56,8 @@ class Launched(NamedTuple):
     arguments: tuple[bytes, ...]
 
 
-class _Last(ctypes.Structure):
+class _Started(ctypes.Structure):
     _fields_ = [
-        ("launches", ctypes.c_long),
         ("function", ctypes.c_long),
         ("grid", ctypes.c_long * 3),
         ("stream", ctypes.c_long),
@@ -77,8 +76,8 @@ class Driver:
         from triton.backends.nvidia.driver import CudaDriver
 
         self.device, self.stream, self.library = 0, 7, ctypes.CDLL("libcuda.so.1")
-        self.library.null_driver_last.restype = ctypes.POINTER(_Last)
         self.library.null_driver_started.restype = ctypes.c_void_p
+        self.library.null_driver_launches.restype = ctypes.c_long
         here = self
 
         class NullDriver(CudaDriver):
@@ -94,22 +93,23 @@ class Driver:
 
     @property
     def launches(self) -> int:
-        return self.library.null_driver_last().contents.launches
+        return self.library.null_driver_launches()
 
-    def started(self, since: int) -> list[tuple[int, ...]]:
-        """Kernel and grid of each launch since there were so many, KEPT at most."""
-        table = (ctypes.c_long * 4 * KEPT).from_address(self.library.null_driver_started())
-        return [tuple(table[number % KEPT]) for number in range(since, self.launches)]
+    def started(self, since: int) -> list[Launched]:
+        """The launches since there were so many, KEPT at most."""
+        table = (_Started * KEPT).from_address(self.library.null_driver_started())
+        return [_read(table[number % KEPT]) for number in range(since, self.launches)]
 
-    def last(self) -> Launched:
-        found = self.library.null_driver_last().contents
-        arguments = tuple(bytes(found.arguments[i]) for i in range(found.count))
-        return Launched(found.function, tuple(found.grid), found.stream, bool(found.cooperative), arguments)
+    def expect(self, compiled: Any) -> None:
+        """Of this kernel's launches the arguments are kept."""
+        sizes = _sizes(compiled)
+        array = (ctypes.c_int * len(sizes))(*sizes)
+        self.library.null_driver_expect(ctypes.c_long(compiled.function), array, len(sizes))
 
-    def expect(self, compiled: Any | None) -> None:
-        """The launches to come are this kernel's, of which the arguments are kept; None: anyone's, of which they are not."""
-        sizes = [] if compiled is None else _sizes(compiled)
-        self.library.null_driver_expect((ctypes.c_int * len(sizes))(*sizes), len(sizes))
+
+def _read(found: _Started) -> Launched:
+    arguments = tuple(bytes(found.arguments[i]) for i in range(found.count))
+    return Launched(found.function, tuple(found.grid), found.stream, bool(found.cooperative), arguments)
 
 
 def _sizes(compiled: Any) -> list[int]:

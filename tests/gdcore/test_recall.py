@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gdcore
 import support
-from gdcore import functional, plan, recall
+from gdcore import chunks, functional, plan, recall
 from gdcore.backends import triton, triton_replay
 from gdcore.kernels import tape
 from support import DEVICE
@@ -68,7 +68,7 @@ def anew(*args, **options):
 
 
 def learnt(tensors, **options):
-    """Two calls, after which the kind is known; the third is the first from the tape."""
+    """Two calls, after which the kind is known, one that is recorded, one from the tape."""
     recall.forget()
     for _ in range(4):
         called(tensors, **options)
@@ -128,6 +128,38 @@ def test_another_reduction_is_another_kind(reduction):
     tensors = draw(*SHAPES["vector"])
     learnt(tensors)
     assert_bitwise(called(tensors, reduction=reduction), anew(tensors, reduction=reduction))
+
+
+@pytest.mark.parametrize("learnt_with", [True, False], ids=["learnt with gradients", "learnt without"])
+def test_whether_gradients_are_recorded_is_asked_each_time(learnt_with):
+    x, w, y = draw(*SHAPES["vector"]).values()
+    w.requires_grad_()
+    for _ in range(4):
+        with torch.set_grad_enabled(learnt_with):
+            assert gdcore.linear_mse(x, w, y).requires_grad is learnt_with
+    with torch.set_grad_enabled(not learnt_with):
+        assert gdcore.linear_mse(x, w, y).requires_grad is not learnt_with
+    with torch.inference_mode():
+        assert gdcore.linear_mse(x, w, y).is_inference()
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+def test_each_pattern_of_addresses_is_recorded_once(bias):
+    tensors = draw(*SHAPES["vector"], bias=bias)
+    learnt(tensors)
+    (call,) = recall._known.values()
+    replays = call.backend.replays
+    known = {**replays}
+    assert list(known) == [(True,) * len(tensors)] and None not in known.values()
+    called({name: tensor.clone() for name, tensor in tensors.items()})
+    assert replays == known
+    for place, name in enumerate(tensors):
+        for _ in range(2):
+            called(tensors | {name: offset(tensors[name])})
+            called(tensors)
+        pattern = tuple(other != place for other in range(len(tensors)))
+        assert len(replays) == 2 + place and replays[pattern] is not None
+    assert replays[(True,) * len(tensors)] is known[(True,) * len(tensors)]
 
 
 def test_a_tensor_given_twice_stands_for_itself_alone():
@@ -209,6 +241,10 @@ def test_wrong_arguments_are_refused_as_ever():
     for wrong, error in (((x, w, y[:-1]), ValueError), ((x, w, None), TypeError), ((x, w.int(), y), RuntimeError)):
         with pytest.raises(error):
             gdcore.linear_mse(*wrong)
+    with pytest.raises(ValueError):
+        gdcore.linear_mse(x, w, y, reduction=["mean"])
+    with pytest.raises(NotImplementedError):
+        gdcore.linear_mse(x.to_sparse(), w, y)
     with pytest.raises(ValueError, match="median"):
         gdcore.linear_mse(x, w, y, reduction="median")
     with pytest.raises(TypeError):
@@ -228,16 +264,63 @@ def test_no_tensor_is_kept(shape):
     assert [ref() for ref in gone] == [None] * 3
 
 
-def test_kinds_in_turn_are_not_learnt_and_there_is_an_end_of_them(monkeypatch, planned):
+def test_kinds_in_turn_are_both_learnt(planned):
     x, w, y = draw(*SHAPES["vector"]).values()
     turned = x.t().contiguous().t()
     for _ in range(4):
         gdcore.linear_mse(x, w, y), gdcore.linear_mse(turned, w, y)
-    assert len(planned) == 8
+    assert len(planned) == 4
+
+
+def test_what_the_guards_refuse_in_turn_is_not_learnt_again_and_again(planned, monkeypatch):
+    x, w, y = draw(*SHAPES["vector"]).values()
+    parameter, made, guards = torch.nn.Parameter(w, requires_grad=False), [], recall._guards
+    monkeypatch.setattr(recall, "_guards", lambda tensors: made.append(tensors) or guards(tensors))
+    for _ in range(4):
+        gdcore.linear_mse(x, w, y), gdcore.linear_mse(x, parameter, y)
+    assert len(made) == 1 and len(planned) == 5
+
+
+@pytest.mark.parametrize("arguments", ["the input is the target", "matmul_mse", "a wider target"])
+def test_what_cannot_be_recalled_is_not_remembered(arguments):
+    x, w, y = draw(40, 3, 3).values()
+    for _ in range(3):
+        if arguments == "matmul_mse":
+            gdcore.matmul_mse(x, w.t(), y)
+        elif arguments == "a wider target":
+            gdcore.linear_mse(x, w, y.double())
+        else:
+            gdcore.linear_mse(x, w, x)
+    assert not recall._known
+
+
+def test_there_is_an_end_of_the_kinds(monkeypatch):
+    x, w, y = draw(*SHAPES["vector"]).values()
     monkeypatch.setattr(recall, "_KINDS", 3)
     for n in range(2, 12):
         gdcore.linear_mse(x[:n], w, y[:n])
-    assert len(recall._known) <= 3
+    assert 0 < len(recall._known) <= 3
+
+
+@pytest.mark.parametrize("why", ["stock may take it", "free memory is asked"])
+def test_a_plan_that_depends_on_the_moment_is_not_remembered(why, monkeypatch):
+    tensors = draw(*SHAPES["vector"])
+    if why == "stock may take it":
+        monkeypatch.undo()
+    else:
+        monkeypatch.setattr(chunks, "LARGE_BYTES", 1)
+    with gdcore.use_backend("triton"):
+        for _ in range(3):
+            called(tensors)
+    assert not recall._known
+
+
+@pytest.mark.parametrize("guards", [None, lambda *_: None], ids=["there are none", "they are called otherwise"])
+def test_without_guards_every_call_is_planned(guards, monkeypatch, planned):
+    monkeypatch.setattr(recall, "TensorGuards", guards)
+    for _ in range(4):
+        called(draw(*SHAPES["vector"]))
+    assert len(planned) == 4
 
 
 def test_a_graph_kept_for_a_second_backward_pass_and_a_second_derivative():
@@ -253,24 +336,43 @@ def test_a_graph_kept_for_a_second_backward_pass_and_a_second_derivative():
     torch.testing.assert_close(hessian, (2 * x.t() @ x / len(x)).sum(0, keepdim=True), rtol=1e-4, atol=1e-4)
 
 
-def test_a_profiler_sees_its_launches(monkeypatch):
+def test_a_profiler_sees_its_launches_and_records_nothing(monkeypatch):
     tensors = draw(*SHAPES["vector"])
-    learnt(tensors)
     calls, forward = [], triton.forward
     monkeypatch.setattr(triton, "forward", lambda *a: calls.append(a) or forward(*a))
-    ours = called(tensors)
-    assert not calls
-    monkeypatch.setattr(triton_replay, "has_hooks", lambda: True)
-    assert_bitwise(called(tensors), ours)
-    assert len(calls) == 1
+    recall.forget()
+    found = []
+    for hooked in (False, False, True, True, False, False, True, False):
+        with monkeypatch.context() as patch:
+            patch.setattr(triton_replay, "has_hooks", lambda hooked=hooked: hooked)
+            found.append((called(tensors), len(calls)))
+            calls.clear()
+    assert [count for _, count in found] == [1, 1, 1, 1, 1, 0, 1, 0]
+    for ours, _ in found:
+        assert_bitwise(ours, found[0][0])
+
+
+def test_an_error_while_recording_leaves_no_tape(monkeypatch):
+    tensors = draw(*SHAPES["vector"])
+    for _ in range(2):
+        called(tensors)
+    with monkeypatch.context() as patch:
+        patch.setattr(triton, "from_sums", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            called(tensors)
+    assert getattr(tape._thread, "tape", None) is None
+    assert_bitwise(called(tensors), anew(tensors))
 
 
 def test_a_tape_refuses_what_it_cannot_place():
     given, other = torch.zeros(3), torch.zeros(3)
     for args, can in (((given, 1), True), ((other, 1), False), ((1, 2.0, None), True)):
-        with tape.recording() as recorded:
+
+        def call(args=args):
             made = tape.empty((2,), dtype=torch.float32, device=given.device)
             tape.note(lambda *_: None, (*args, made))
+
+        _, recorded = tape.recorded(call)
         assert (recorded.replay([given]) is not None) is can
     assert recorded.replay([given, given]) is None
     tape.note(lambda *_: None, (other,))  # nobody records
@@ -279,9 +381,12 @@ def test_a_tape_refuses_what_it_cannot_place():
 
 def test_a_replay_calls_with_the_new_tensors_and_the_old_numbers():
     given, calls = torch.zeros(3), []
-    with tape.recording() as recorded:
+
+    def call():
         made = tape.empty((2, 5), dtype=torch.float64, device=given.device)
         tape.note(lambda *args: calls.append(args), (given, made, 7, None, 0.5))
+
+    _, recorded = tape.recorded(call)
     replay = recorded.replay([given])
     for _ in range(2):
         fresh = torch.ones(3)
