@@ -1,4 +1,4 @@
-"""kernel[grid](...) without asking Triton each time what it answered before: half of the host's time for a launch.
+"""kernel[grid](...) without asking Triton each time what it answered before.
 
 Triton's own launch binds the arguments to the signature, finds what each is specialised on, turns that and the options into
 a string, and looks the compiled kernel up by it: tens of microseconds of Python for our kernels, where the GPU often needs less
