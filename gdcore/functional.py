@@ -11,6 +11,7 @@ from . import autocast, ops
 from .autograd import LinearMSE, run_forward
 from .backends import NOTHING, Wanted, backend_for, load, reference, stock_may_win
 from .explanation import host_is_slower, plan_of
+from .guards import PLAIN
 from .plan import Plan, stock_wins_on_cpu
 from .recall import recall, remember
 from .validation import check_linear_mse, check_matmul_mse
@@ -133,9 +134,9 @@ def _are_small_and_plain(input: Tensor, weight: Tensor, target: Tensor, bias: Te
     """Whether stock wins, for sure, as far as can be told without shapes; False only means to look closer."""
     return (
         not torch.compiler.is_compiling()
-        and type(input) in _PLAIN
-        and type(weight) in _PLAIN
-        and type(target) in _PLAIN
+        and type(input) in PLAIN
+        and type(weight) in PLAIN
+        and type(target) in PLAIN
         and _are_together(input, weight, target)
         and input.dtype is weight.dtype is target.dtype
         and (input.dtype is torch.float32 or input.dtype is torch.float64)
@@ -144,7 +145,7 @@ def _are_small_and_plain(input: Tensor, weight: Tensor, target: Tensor, bias: Te
         and (
             bias is None
             or (
-                type(bias) in _PLAIN
+                type(bias) in PLAIN
                 and bias.dtype is input.dtype
                 and _are_together(input, bias, bias)
                 and bias.layout is torch.strided
@@ -179,10 +180,10 @@ def _backend(input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None,
             and stock_wins_on_cpu(elements + outputs, input.dtype, target.dtype, reduction)
         )
         or torch._C._are_functorch_transforms_active()
-        or type(input) not in _PLAIN
-        or type(weight) not in _PLAIN
-        or type(target) not in _PLAIN
-        or (bias is not None and type(bias) not in _PLAIN)
+        or type(input) not in PLAIN
+        or type(weight) not in PLAIN
+        or type(target) not in PLAIN
+        or (bias is not None and type(bias) not in PLAIN)
     ):
         return None
     # An unscaled residual of a wider target may pass 65504, and the products of float16 operands take it as float16.
@@ -204,9 +205,6 @@ def _backend(input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None,
         or (bias is not None and bias.is_neg())
     )
     return None if stock else backend
-
-
-_PLAIN = frozenset((Tensor, torch.nn.Parameter))
 
 
 def _fused(

@@ -16,16 +16,11 @@ from torch.autograd import forward_ad
 
 from . import chunks
 from .backends import Wanted, chosen, load
+from .guards import PLAIN, guards_of
 from .plan import Plan, stock_wins_on_cuda
 from .precision import float32_precision
 
-try:
-    from torch._C._dynamo.guards import TensorGuards
-except ImportError:
-    TensorGuards = None
-
 _KINDS = 256  # that are kept
-_TENSORS = frozenset((Tensor, torch.nn.Parameter))
 
 
 class Call(NamedTuple):
@@ -44,9 +39,9 @@ def recall(input: Any, weight: Any, target: Any, bias: Any, reduction: Any) -> C
     """What is known of a call with these arguments, if anything is and all of it holds."""
     if (
         not _known
-        or type(input) not in _TENSORS
-        or type(weight) not in _TENSORS
-        or type(target) not in _TENSORS
+        or type(input) not in PLAIN
+        or type(weight) not in PLAIN
+        or type(target) not in PLAIN
         or type(reduction) is not str
         or not input.layout is weight.layout is target.layout is torch.strided
     ):
@@ -64,8 +59,7 @@ def remember(
     """A call with these arguments, as they were given, that the Triton backend takes on this plan: the second one is learnt."""
     tensors = (input, weight, target) if bias is None else (input, weight, target, bias)
     if (
-        TensorGuards is None
-        or _in_a_mode()
+        _in_a_mode()
         or not _is_lasting(input, target, plan)
         or len(set(map(id, tensors))) < len(tensors)  # which the guards refuse
     ):
@@ -79,7 +73,7 @@ def remember(
             _known.clear()
         _known[kind] = plan
         return
-    check = _guards(tensors)
+    check = guards_of(tensors)
     if check is not None:
         backend = load("triton")
         if plan.path in backend.ONE_PASS and not plan.store_residual:
@@ -87,17 +81,6 @@ def remember(
 
             backend = OnePass()
         _known[kind] = Call(check, wanted, plan, backend)
-
-
-def _guards(tensors: tuple[Tensor, ...]) -> Callable[..., bool] | None:
-    """Whether tensors are like these; None where this version of PyTorch has no such guards."""
-    global TensorGuards
-    sizes, strides = [list(t.shape) for t in tensors], [list(t.stride()) for t in tensors]
-    try:
-        return TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check
-    except TypeError:
-        TensorGuards = None
-        return None
 
 
 def forget() -> None:

@@ -7,7 +7,7 @@ from torch.autograd import forward_ad
 from . import autocast
 from .backends import Wanted, backend_for, load, reference
 from .explanation import plan_of
-from .functional import _PLAIN
+from .guards import PLAIN
 from .overlap import any_shared
 from .plan import Plan, stock_wins_on_cpu
 from .update import Update
@@ -20,7 +20,7 @@ def run_checked(
     """The loss before the update. Weight and bias may be wider than input: autocast casts what multiplies."""
     buffers = written.get("momentum_buffer"), written.get("bias_momentum_buffer")
     given = (input, target, *written.values())
-    if torch._C._are_functorch_transforms_active() or any(type(tensor) not in _PLAIN for tensor in given):
+    if torch._C._are_functorch_transforms_active() or any(type(tensor) not in PLAIN for tensor in given):
         backend = "reference"
     elif torch.compiler.is_compiling():
         numbers = input.numel() + target.numel()

@@ -14,11 +14,7 @@ from torch import Tensor
 
 from .backends import cpu, stock_may_win
 from .functional import _are_small_and_plain
-
-try:
-    from torch._C._dynamo.guards import TensorGuards
-except ImportError:
-    TensorGuards = None
+from .guards import guards_of
 
 # (bias, momentum) -> a check that tensors are like the last ones, whether any requires a gradient, and where the written lie
 _known: dict[tuple[bool, bool], tuple[Callable[..., bool], bool, list[int]]] = {}
@@ -102,11 +98,9 @@ def _are_right(input: Any, weight: Any, target: Any, bias: Any, written: Sequenc
 def _remember(kind: tuple[bool, bool], tensors: tuple[Tensor, ...], addresses: list[int]) -> tuple:
     """What the next step of this kind is compared with."""
     records = any(tensor.requires_grad for tensor in tensors)
-    if TensorGuards is None:
-        return None, records, addresses
-    sizes, strides = [list(t.shape) for t in tensors], [list(t.stride()) for t in tensors]
-    check = TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check
-    _known[kind] = found = check, records, addresses
+    found = guards_of(tensors), records, addresses
+    if found[0] is not None:
+        _known[kind] = found
     return found
 
 

@@ -71,7 +71,6 @@ class Driver:
     """The driver of this process, which has been made Triton's."""
 
     def __init__(self) -> None:
-        import torch
         import triton
         from triton.backends.nvidia.driver import CudaDriver
 
@@ -89,7 +88,6 @@ class Driver:
                 self.get_current_stream = lambda device: here.stream + 100 * max(device, 0)
 
         triton.runtime.driver.set_active(NullDriver())
-        self.torch = torch
 
     @property
     def launches(self) -> int:

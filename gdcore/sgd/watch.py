@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..guards import guards_of
 from .members import STATE, Member, local
 
 _address = Tensor.data_ptr
@@ -142,17 +143,10 @@ def _addresses(grads: list[Tensor | None]) -> list[int]:
 def _likeness(tensors: list[Tensor]) -> Callable[..., bool]:
     """A check that tensors have the types, dtypes, devices, shapes and strides of these.
 
-    PyTorch has it in one call for all, for its compiler's guards; where another version of it has not, it takes longer.
+    One call for all, where PyTorch has it; else it takes longer.
     """
-    try:
-        from torch._C._dynamo.guards import TensorGuards
-
-        sizes, strides = [list(t.shape) for t in tensors], [list(t.stride()) for t in tensors]
-        check = TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check
-        if tensors and check(*tensors):
-            return check
-    except (ImportError, TypeError, RuntimeError):
-        pass
+    if (check := guards_of(tensors)) is not None:
+        return check
     facts = [facts_of(tensor) for tensor in tensors]
     return lambda *now: all(tensor is not None for tensor in now) and [facts_of(tensor) for tensor in now] == facts
 

@@ -274,8 +274,8 @@ def test_kinds_in_turn_are_both_learnt(planned):
 
 def test_what_the_guards_refuse_in_turn_is_not_learnt_again_and_again(planned, monkeypatch):
     x, w, y = draw(*SHAPES["vector"]).values()
-    parameter, made, guards = torch.nn.Parameter(w, requires_grad=False), [], recall._guards
-    monkeypatch.setattr(recall, "_guards", lambda tensors: made.append(tensors) or guards(tensors))
+    parameter, made, guards = torch.nn.Parameter(w, requires_grad=False), [], recall.guards_of
+    monkeypatch.setattr(recall, "guards_of", lambda tensors: made.append(tensors) or guards(tensors))
     for _ in range(4):
         gdcore.linear_mse(x, w, y), gdcore.linear_mse(x, parameter, y)
     assert len(made) == 1 and len(planned) == 5
@@ -317,7 +317,10 @@ def test_a_plan_that_depends_on_the_moment_is_not_remembered(why, monkeypatch):
 
 @pytest.mark.parametrize("guards", [None, lambda *_: None], ids=["there are none", "they are called otherwise"])
 def test_without_guards_every_call_is_planned(guards, monkeypatch, planned):
-    monkeypatch.setattr(recall, "TensorGuards", guards)
+    if guards is None:
+        monkeypatch.delattr("torch._C._dynamo.guards.TensorGuards")
+    else:
+        monkeypatch.setattr("torch._C._dynamo.guards.TensorGuards", guards)
     for _ in range(4):
         called(draw(*SHAPES["vector"]))
     assert len(planned) == 4

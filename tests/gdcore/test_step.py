@@ -819,7 +819,7 @@ def test_small_steps_of_other_kinds_are_not_taken_for_the_last_one():
 def test_where_the_compilers_guards_are_missing_every_step_is_looked_at(monkeypatch):
     from gdcore import step_small
 
-    monkeypatch.setattr(step_small, "TensorGuards", None)
+    monkeypatch.setattr(step_small, "guards_of", lambda _: None)
     step_small._known.clear()
     for options in OPTIONS.values():
         assert_equal_to_stock(draw(9, 3, 2), **options)
